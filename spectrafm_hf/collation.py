@@ -1,0 +1,225 @@
+"""Rows -> batches. Synthetic rows are made here, as they are asked for; contexts and noise are drawn only in training.
+
+A training set is a list of row numbers. Row i of `SyntheticSpectra` depends on (seed, i) alone: not on the batch it is in,
+on the number of processes, or on where a killed run took up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .synthesis.cannon import LABEL_NAMES, CannonSynthesizer
+from .synthesis.observing import ObservingConditions, observe, smooth_noise
+from .synthesis.sampler import LabelSampler
+
+Row = dict[str, np.ndarray]
+
+
+def draw_window(rng: np.random.Generator, n_tokens: int, context: int) -> slice:
+    """A run of `context` tokens of a spectrum of `n_tokens`.
+
+    The start is drawn with an overhang of half a context on either side and then pulled in, so that the ends of the
+    spectrum are seen alone as often as its middle: a later stage may have nothing but the red end.
+    """
+    overhang = context // 2
+    start = int(np.clip(rng.integers(-overhang, n_tokens - context + overhang + 1), 0, n_tokens - context))
+    return slice(start, start + context)
+
+
+class SyntheticSpectra(Dataset):
+    """Synthetic spectra, synthesized and observed when they are asked for.
+
+    Args:
+        feature_extractor: Gives the pixels, the normalisation and the label scale.
+        n_spectra: Length of the set.
+        seed: With the row number, decides everything random.
+        fwhm: Of the line-spread function, Angstrom.
+        context: Tokens per spectrum, drawn as one window; None = the whole `window`.
+        window: Part of the spectrum to be shown, vacuum Angstrom; None = all of it.
+        sampler: Which stars.
+        conditions: How they are observed.
+        label_error: 1-sigma error given to synthetic labels, in scaled units: no synthetic label is worth more.
+        relabel: Labels (n, 3) in K, dex, dex -> labels to be learned; None = as drawn. See `few_shot.LabelTie`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: SpectraFMFeatureExtractor,
+        n_spectra: int,
+        seed: int,
+        fwhm: float = 2.5,
+        context: int | None = None,
+        window: Sequence[float] | None = None,
+        sampler: LabelSampler | None = None,
+        conditions: ObservingConditions | None = None,
+        label_error: float = 0.03,
+        relabel: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        unknown = set(feature_extractor.label_names) - set(LABEL_NAMES)
+        if unknown:
+            raise ValueError(f"the Cannon grid knows {', '.join(LABEL_NAMES)}, but {', '.join(sorted(unknown))} was asked for.")
+        self.feature_extractor = feature_extractor
+        self.n_spectra, self.seed, self.fwhm, self.context = n_spectra, seed, fwhm, context
+        self.sampler, self.conditions = sampler or LabelSampler(), conditions or ObservingConditions()
+        self.label_error, self.relabel = label_error, relabel
+        self.synthesizer = CannonSynthesizer(feature_extractor.wavelength_grid, fwhm=fwhm)
+        grid = feature_extractor.wavelength_grid
+        low, high = feature_extractor.wavelength_range if window is None else window
+        self.in_window = feature_extractor.in_range & (grid >= low) & (grid <= high)
+        self._columns = [LABEL_NAMES.index(name) for name in feature_extractor.label_names]
+
+    def __len__(self) -> int:
+        return self.n_spectra
+
+    def generator(self, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, index]))
+
+    def synthesize(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.random.Generator]]:
+        """Labels (n, 3) in K, dex, dex; observed flux and good (n, n_pixels) on the extractor's grid; the generators."""
+        generators = [self.generator(index) for index in indices]
+        labels = np.stack([self.sampler.draw(rng) for rng in generators])
+        clean = np.clip(self.synthesizer(labels), 0.0, 1.1)  # a cubic model can overshoot in the deepest lines
+        flux, good = observe(clean, self.feature_extractor.wavelength_grid, self.fwhm, self.conditions, generators)
+        return labels, flux, good & self.in_window, generators
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """Rows ready for `collate`; what a DataLoader calls with a whole batch of row numbers."""
+        extractor, patch = self.feature_extractor, self.feature_extractor.patch_size
+        labels, flux, good, generators = self.synthesize(indices)
+        tokens = np.flatnonzero(self.in_window.reshape(-1, patch).any(axis=1))
+        first, n_tokens = int(tokens[0]), int(tokens[-1] - tokens[0]) + 1
+        context = min(self.context or n_tokens, n_tokens)
+        pixels = []
+        for row, rng in enumerate(generators):
+            window = draw_window(rng, n_tokens, context)
+            pixels.append(slice((first + window.start) * patch, (first + window.stop) * patch))
+            good[row, : pixels[-1].start] = False  # the pseudo-continuum must not see beyond the window either
+            good[row, pixels[-1].stop :] = False
+        normalised, good = extractor.normalise(flux, good)
+        scaled = extractor.scale(normalised, good)
+        relabelled = labels if self.relabel is None else self.relabel(labels)
+        encoded, _ = extractor.encode_labels(relabelled[:, self._columns])
+        return [
+            {
+                "flux": scaled[row, run],
+                "wavelength": extractor.wavelength_grid[run],
+                "attention_mask": good[row, run].astype(np.int64),
+                "labels": encoded[row],
+                "label_errors": np.full(len(self._columns), self.label_error, dtype=np.float32),
+            }
+            for row, run in enumerate(pixels)
+        ]
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+
+class ObservedSpectra(Dataset):
+    """Real spectra, shown over and over with fresh noise and continuum errors, as training sees them.
+
+    Args:
+        feature_extractor: Gives the normalisation and the label scale.
+        flux, good: Spectra on the extractor's grid, shape (n_stars, n_pixels); `good` already cut to the window.
+        labels, label_errors: Shape (n_stars, n_labels) in K and dex; NaN = missing or not published.
+        n_spectra: Length of the set; star i % n_stars stands in row i.
+        seed: With the row number, decides the noise.
+        noise: 1-sigma of added noise, relative to the flux.
+        continuum_wiggle: 1-sigma of the smooth multiplicative error.
+        missing_tokens: Largest fraction of tokens hidden.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: SpectraFMFeatureExtractor,
+        flux: np.ndarray,
+        good: np.ndarray,
+        labels: np.ndarray,
+        label_errors: np.ndarray | None,
+        n_spectra: int,
+        seed: int,
+        noise: float = 0.01,
+        continuum_wiggle: float = 0.05,
+        missing_tokens: float = 0.0,
+    ):
+        self.feature_extractor = feature_extractor
+        self.flux, self.good, self.n_spectra, self.seed = flux.astype(np.float32), good, n_spectra, seed
+        self.noise, self.continuum_wiggle, self.missing_tokens = noise, continuum_wiggle, missing_tokens
+        self.labels, self.label_errors = feature_extractor.encode_labels(labels, label_errors)
+
+    def __len__(self) -> int:
+        return self.n_spectra
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        extractor, patch = self.feature_extractor, self.feature_extractor.patch_size
+        stars = [index % len(self.flux) for index in indices]
+        flux, good = self.flux[stars].copy(), self.good[stars].copy()
+        n_pixels = flux.shape[1]
+        for row, index in enumerate(indices):
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+            wiggle = smooth_noise(rng, n_pixels, 200.0 / extractor.pixel_width)
+            noise = rng.standard_normal(n_pixels, dtype=np.float32)
+            flux[row] *= (1 + self.continuum_wiggle * wiggle) * (1 + self.noise * noise)
+            hidden = rng.random(n_pixels // patch) < self.missing_tokens * rng.random()
+            if not hidden.all():
+                good[row] &= ~np.repeat(hidden, patch) | ~good[row].any()
+        normalised, good = extractor.normalise(flux, good)
+        scaled = extractor.scale(normalised, good)
+        return [
+            {
+                **extractor.cut_tokens(scaled[row], good[row]),
+                "labels": self.labels[star],
+                "label_errors": self.label_errors[star],
+            }
+            for row, star in enumerate(stars)
+        ]
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+
+class Interleaved(Dataset):
+    """Rows of one set and of another, taking turns: of every `period` rows, `n_first` come from the first.
+
+    Args:
+        first, second: Long enough for the turns they are given.
+        n_spectra: Length of the whole.
+    """
+
+    def __init__(self, first: Dataset, second: Dataset, n_spectra: int, n_first: int = 1, period: int = 2):
+        self.first, self.second, self.n_spectra, self.n_first, self.period = first, second, n_spectra, n_first, period
+
+    def __len__(self) -> int:
+        return self.n_spectra
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        rows: dict[int, Row] = {}
+        for part, source in enumerate((self.first, self.second)):
+            mine = [i for i in indices if (i % self.period >= self.n_first) == bool(part)]
+            size, shift = (self.n_first, 0) if part == 0 else (self.period - self.n_first, self.n_first)
+            numbers = [i // self.period * size + i % self.period - shift for i in mine]
+            if mine:
+                rows |= dict(zip(mine, source.__getitems__(numbers), strict=True))
+        return [rows[i] for i in indices]
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+
+class SpectrumCollator:
+    """Rows -> one padded batch of tensors; wavelength stays float64."""
+
+    def __init__(self, feature_extractor: SpectraFMFeatureExtractor):
+        self.feature_extractor = feature_extractor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = dict(self.feature_extractor.pad(rows, return_tensors="pt"))
+        for name in ("labels", "label_errors"):
+            if name in rows[0]:
+                batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], dtype=np.float32) for row in rows]))
+        return batch

@@ -1,0 +1,1 @@
+"""One module per survey format: file -> `spectra.Spectrum` in vacuum Angstrom, rest frame."""

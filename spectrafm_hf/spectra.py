@@ -1,0 +1,196 @@
+"""A spectrum, its wavelengths, its grid and its pseudo-continuum. NumPy only.
+
+Everything past a reader speaks one language: wavelength in **vacuum Angstrom, rest frame**, float64; flux with
+`bad_pixel` (True = do not trust) beside it. Bad pixels carry no information, whatever number stands in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+FWHM_TO_SIGMA = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))
+SPEED_OF_LIGHT = 299_792.458
+"""km/s."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """One spectrum of one star, as a reader hands it over.
+
+    Attributes:
+        wavelength: Pixel centres, shape (n_pixels,), vacuum Angstrom, rest frame, float64, increasing.
+        flux: Shape (n_pixels,), float64; any multiplicative unit, since the pseudo-continuum is divided out.
+        bad_pixel: Shape (n_pixels,), bool; True = do not trust.
+        star_id: Normalised name of the star (`builders.splits.normalise_star_name`); the split hangs on it.
+        survey: Library or survey the spectrum comes from, e.g. `miles`.
+        fwhm: Full width at half maximum of the line-spread function, Angstrom (None = unknown).
+        ivar: Inverse variance of the flux, shape (n_pixels,), 0 = no information (None = not published).
+        labels: Label name -> value in the label's unit; a missing one is absent or NaN.
+        label_errors: Label name -> published 1-sigma error; absent = not published.
+        meta: Anything worth keeping for provenance (file name, spectral type, ...).
+
+    Raises:
+        ValueError: Shapes differ, or wavelengths are not finite, positive and increasing.
+    """
+
+    wavelength: np.ndarray
+    flux: np.ndarray
+    bad_pixel: np.ndarray
+    star_id: str
+    survey: str
+    fwhm: float | None = None
+    ivar: np.ndarray | None = None
+    labels: Mapping[str, float] = field(default_factory=dict)
+    label_errors: Mapping[str, float] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.wavelength.shape
+        arrays = {"flux": self.flux, "bad_pixel": self.bad_pixel} | ({} if self.ivar is None else {"ivar": self.ivar})
+        for name, array in arrays.items():
+            if array.shape != shape or array.ndim != 1:
+                raise ValueError(
+                    f"{self.star_id}: {name} must be 1-D with one value per wavelength {shape}, got {array.shape}."
+                )
+        if not (np.isfinite(self.wavelength).all() and (self.wavelength > 0).all() and (np.diff(self.wavelength) > 0).all()):
+            raise ValueError(f"{self.star_id}: wavelength must be finite, positive and increasing (vacuum Angstrom).")
+
+
+def air_to_vacuum(wavelength_air: np.ndarray) -> np.ndarray:
+    """Wavelength in air -> vacuum, both Angstrom, any shape, float64.
+
+    Morton (2000, ApJS 130, 403, eq. 8; the IAU standard form), solved for air input as in VALD
+    (N. Piskunov): good to 1e-5 Angstrom between 2,000 Angstrom and the H band.
+    """
+    sigma2 = (1e4 / np.asarray(wavelength_air, dtype=np.float64)) ** 2
+    n = (
+        1.0
+        + 8.336624212083e-5
+        + 2.408926869968e-2 / (130.1065924522 - sigma2)
+        + 1.599740894897e-4 / (38.92568793293 - sigma2)
+    )
+    return np.asarray(wavelength_air, dtype=np.float64) * n
+
+
+def vacuum_to_air(wavelength: np.ndarray) -> np.ndarray:
+    """Wavelength in vacuum -> air, both Angstrom, any shape, float64 (Morton 2000, ApJS 130, 403, eq. 8)."""
+    sigma2 = (1e4 / np.asarray(wavelength, dtype=np.float64)) ** 2
+    n = 1.0 + 8.34254e-5 + 2.406147e-2 / (130.0 - sigma2) + 1.5998e-4 / (38.9 - sigma2)
+    return np.asarray(wavelength, dtype=np.float64) / n
+
+
+def check_wavelength(wavelength: np.ndarray, low: float, high: float) -> None:
+    """Refuse wavelengths that cannot be vacuum Angstrom in the range a model was built for.
+
+    Raises:
+        ValueError: Not finite, or nothing inside [low, high]; names what is needed, what came, what to do.
+    """
+    if wavelength.size == 0:
+        raise ValueError("wavelength is empty; give at least one pixel (vacuum Angstrom).")
+    if not np.isfinite(wavelength).all() or (wavelength <= 0).any():
+        raise ValueError(
+            "wavelength must be finite and positive (vacuum Angstrom), got "
+            f"{int((~np.isfinite(wavelength)).sum())} non-finite and {int((wavelength <= 0).sum())} non-positive values; drop those pixels."
+        )
+    if not ((wavelength >= low) & (wavelength <= high)).any():
+        raise ValueError(
+            f"no pixel lies in [{low:.0f}, {high:.0f}] vacuum Angstrom, where this model works; got "
+            f"[{wavelength.min():.6g}, {wavelength.max():.6g}]. Nanometres? Multiply by 10. Microns? By 1e4. Logarithmic? Take 10**x first."
+        )
+
+
+def pixel_edges(wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of each pixel of an increasing grid; shapes (n_pixels,), Angstrom.
+
+    Edges lie half-way to the neighbour, but no farther than 0.75 of the grid's median step, so that a pixel beside
+    a detector gap does not stretch across the gap. A lone pixel is given a width of 1 Angstrom.
+    """
+    if wavelength.size == 1:
+        return wavelength - 0.5, wavelength + 0.5
+    step = np.diff(wavelength)
+    half = np.minimum(step / 2, 0.75 * np.median(step))
+    return wavelength - np.concatenate([half[:1], half]), wavelength + np.concatenate([half, half[-1:]])
+
+
+def rebin(
+    wavelength: np.ndarray, flux: np.ndarray, good: np.ndarray, new_wavelength: np.ndarray, min_coverage: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean flux density in each pixel of another grid, from good pixels only (flux-conserving).
+
+    A piecewise-constant spectrum is integrated over each new pixel, so rebinning to the same grid changes nothing.
+
+    Args:
+        wavelength: Increasing, shape (n_pixels,), Angstrom.
+        flux: Shape (..., n_pixels); flux density, e.g. per Angstrom or continuum-normalised.
+        good: Shape (n_pixels,), bool; True = use.
+        new_wavelength: Increasing, shape (n_new,), same unit, medium and frame as `wavelength`.
+        min_coverage: A new pixel is good if at least this fraction of it is covered by good old pixels.
+
+    Returns:
+        New flux, shape (..., n_new), 0 where not good; and its `good`, shape (n_new,), bool.
+    """
+    lower, upper = pixel_edges(wavelength)
+    width = np.where(good, upper - lower, 0.0)
+    # Cumulative integrals at the pixel edges; both edges of every pixel are kept, so gaps stay empty.
+    edges = np.stack([lower, upper], axis=-1).ravel()
+    edges = np.maximum.accumulate(edges)
+    new_lower, new_upper = pixel_edges(new_wavelength)
+
+    def integral(density: np.ndarray) -> np.ndarray:
+        cumulative = np.zeros((*density.shape[:-1], 2 * density.shape[-1]))
+        total = np.cumsum(density * width, axis=-1)
+        cumulative[..., 1::2] = total
+        cumulative[..., 2::2] = total[..., :-1]
+        flat = cumulative.reshape(-1, cumulative.shape[-1])
+        difference = np.stack([np.interp(new_upper, edges, row) - np.interp(new_lower, edges, row) for row in flat])
+        return difference.reshape(*density.shape[:-1], new_wavelength.size)
+
+    covered = integral(np.ones(wavelength.size))
+    new_good = covered >= min_coverage * (new_upper - new_lower) * (1 - 1e-9)
+    clean = np.where(good, flux, 0.0)
+    new_flux = np.where(new_good, integral(clean) / np.where(new_good, covered, 1.0), 0.0)
+    return new_flux, new_good
+
+
+class PseudoContinuum:
+    r"""Divide a spectrum by its own Gaussian-smoothed self.
+
+    The pseudo-continuum at wavelength :math:`x` is
+
+    .. math:: c(x) = \sum_j w_j f_j \, e^{-(x-\lambda_j)^2 / 2 s^2} \Big/ \sum_j w_j \, e^{-(x-\lambda_j)^2 / 2 s^2}
+
+    with :math:`w_j = 1` for good pixels and 0 otherwise: no pixel is picked as "continuum", no polynomial is fitted,
+    flux calibration and reddening drop out on scales longer than the smoothing length :math:`s`, and it is the same
+    operation for any library (as in Ho et al. 2017, ApJ 836, 5, for LAMOST). It is evaluated on nodes
+    :math:`s/4` apart and interpolated linearly to the pixels, so that a batch costs two matrix products.
+
+    Args:
+        wavelength: Pixel centres, shape (n_pixels,), Angstrom, increasing.
+        smoothing_length: :math:`s`, Angstrom.
+    """
+
+    def __init__(self, wavelength: np.ndarray, smoothing_length: float):
+        spacing = smoothing_length / 4
+        # Nodes at multiples of the spacing: a window sees the same nodes as the whole spectrum does.
+        first, last = np.floor(wavelength[0] / spacing), np.ceil(wavelength[-1] / spacing)
+        nodes = spacing * np.arange(first, last + 2)
+        distance = (nodes[:, None] - wavelength[None, :]) / smoothing_length
+        self._kernel = np.exp(-0.5 * distance**2).astype(np.float32)
+        position = wavelength / spacing - first
+        self._left = np.floor(position).astype(np.int64)
+        self._right_weight = (position - self._left).astype(np.float32)
+
+    def _smooth(self, values: np.ndarray) -> np.ndarray:
+        at_nodes = values @ self._kernel.T
+        return at_nodes[..., self._left] * (1 - self._right_weight) + at_nodes[..., self._left + 1] * self._right_weight
+
+    def __call__(self, flux: np.ndarray, good: np.ndarray) -> np.ndarray:
+        """Pseudo-continuum of a batch: flux and good (..., n_pixels) -> (..., n_pixels), float32; NaN without good pixels near."""
+        weight = good.astype(np.float32)
+        total = self._smooth(weight)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(total > 1e-6, self._smooth(np.where(good, flux, 0.0).astype(np.float32)) / total, np.nan)

@@ -1,0 +1,1 @@
+"""Labels -> flux: where synthetic spectra come from."""
