@@ -1,9 +1,9 @@
-"""What pre-training must beat: five methods that learn one label from the same few stars and nothing else.
+"""What pre-training must beat: four methods that learn one label from the same few stars and nothing else.
 
 Every choice (regularisation, number of epochs, sigma) is made by cross-validation inside the training stars; no method
 ever sees another star. All get the same fluxes, already divided by their pseudo-continuum (continuum near 1), with
-missing pixels set to 1.0 as in Koblischke & Bovy (2024). All predict a mean and the 1-sigma of the model alone: the error
-of the catalogue is taken out of the out-of-fold residuals, and `metrics.summarise` adds it again.
+missing pixels set to 1.0 as in Koblischke & Bovy (2024). All predict a mean and the 1-sigma of the model alone: the
+error of the catalogue is taken out of the out-of-fold residuals, and `metrics.summarise` adds it again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Self
 
 import numpy as np
@@ -27,7 +28,10 @@ MISSING_FLUX = 1.0
 """Flux of a missing pixel: the pseudo-continuum (the paper's choice for its MLP)."""
 
 N_FOLDS = 5
-"""Of every cross-validation; fewer if there are fewer stars."""
+"""Of the cross-validations (ridge regression leaves out one star at a time)."""
+
+MIN_STARS = 20
+"""Fewest stars to learn from: the Cannon has ten coefficients per pixel, and a fifth of the stars is left out."""
 
 
 class Baseline(ABC):
@@ -46,7 +50,8 @@ class Baseline(ABC):
         Args:
             flux: Shape (n_stars, n_pixels), continuum-normalised, all on one grid.
             good: Shape (n_stars, n_pixels), bool; True = use.
-            values: Label of each star in its unit, shape (n_stars,); (n_stars, n_labels) if the method `also_needs` some.
+            values: Label of each star in its unit, shape (n_stars,), or (n_stars, n_labels) if the method
+                `also_needs` some.
             errors: 1-sigma errors of the values, same shape and unit, all positive.
             seed: Of folds, weights and dropout.
 
@@ -54,7 +59,7 @@ class Baseline(ABC):
             Itself.
 
         Raises:
-            ValueError: Fewer than 10 stars, shapes that do not fit, a star without a good pixel, a good pixel
+            ValueError: Fewer than `MIN_STARS` stars, shapes that do not fit, a star without a good pixel, a good pixel
                 without a finite flux, or a value or error that is missing.
         """
         spectra = _filled(flux, good)
@@ -66,8 +71,8 @@ class Baseline(ABC):
                 f"{type(self).__name__} needs values and errors of shape {shape} ({wanted} of each star), "
                 f"got {values.shape} and {errors.shape}."
             )
-        if len(spectra) < 10:
-            raise ValueError(f"{type(self).__name__} needs at least 10 stars to cross-validate, got {len(spectra)}.")
+        if len(spectra) < MIN_STARS:
+            raise ValueError(f"{type(self).__name__} needs at least {MIN_STARS} stars, got {len(spectra)}.")
         if not (np.isfinite(values).all() and np.isfinite(errors).all() and (errors > 0).all()):
             raise ValueError(
                 "values must be finite and errors finite and positive: leave out stars without the label, and use "
@@ -86,7 +91,8 @@ class Baseline(ABC):
             good: Shape (n_stars, n_pixels), bool; True = use.
 
         Returns:
-            Mean and 1-sigma (of the model alone, without the catalogue's error), both shape (n_stars,), in the label's unit.
+            Mean and 1-sigma (of the model alone, without the catalogue's error), both shape (n_stars,), in the
+            label's unit.
 
         Raises:
             ValueError: A star has no good pixel, or a good pixel no finite flux.
@@ -109,11 +115,11 @@ def _filled(flux: np.ndarray, good: np.ndarray) -> np.ndarray:
     good = good.astype(bool)
     empty = np.flatnonzero(~good.any(axis=1))
     if empty.size:
-        raise ValueError(f"{empty.size} of {len(flux)} stars have no good pixel (rows {empty[:5].tolist()}...); leave them out.")
+        rows = ", ".join(map(str, empty[:5]))
+        raise ValueError(f"{empty.size} of {len(flux)} stars have no good pixel (first rows: {rows}); leave them out.")
     if not np.isfinite(flux[good]).all():
-        raise ValueError(
-            f"{int((~np.isfinite(flux[good])).sum())} good pixels have no finite flux; set good to False there."
-        )
+        n_wrong = int((~np.isfinite(flux[good])).sum())
+        raise ValueError(f"{n_wrong} good pixels have no finite flux; set good to False there.")
     return np.where(good, flux, MISSING_FLUX).astype(np.float64)
 
 
@@ -155,9 +161,9 @@ class Ridge(Baseline):
         return self._regression.predict(flux), np.full(len(flux), self._sigma)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CannonModel:
-    """Flux as a quadratic function of three labels, pixel by pixel (Ness et al. 2015, ApJ 808, 16, arXiv 1501.07604, eq. 1-4).
+    """Flux as a quadratic function of three labels, pixel by pixel (Ness et al. 2015, ApJ 808, 16, arXiv 1501.07604).
 
     Attributes:
         centre: Mean of the training labels, shape (3,).
@@ -207,7 +213,8 @@ class CannonModel:
     def vectorise(scaled: np.ndarray) -> np.ndarray:
         """Labels (..., 3) -> the ten terms 1, l_i, l_i l_j (..., 10)."""
         first, second = np.triu_indices(3)
-        return np.concatenate([np.ones_like(scaled[..., :1]), scaled, scaled[..., first] * scaled[..., second]], axis=-1)
+        products = scaled[..., first] * scaled[..., second]
+        return np.concatenate([np.ones_like(scaled[..., :1]), scaled, products], axis=-1)
 
     @staticmethod
     def _slopes(scaled: np.ndarray) -> np.ndarray:
@@ -234,7 +241,8 @@ class CannonModel:
         # The model moves in the ten directions of its coefficients only, so a star is its ten projections on them.
         directions, triangle = np.linalg.qr(self._whitened(self.coefficients).T)
         projected = self._whitened(flux) @ directions
-        nodes = np.stack(np.meshgrid(*np.linspace(*self.bounds, 15).T, indexing="ij"), axis=-1).reshape(-1, 3)
+        low, high = self.bounds
+        nodes = np.stack(np.meshgrid(*np.linspace(low, high, 15).T, indexing="ij"), axis=-1).reshape(-1, 3)
         at_nodes = self.vectorise(nodes) @ triangle.T
         nearest = np.argmin(np.sum(at_nodes**2, axis=1) - 2 * projected @ at_nodes.T, axis=1)
         labels, errors = np.empty((len(flux), 3)), np.empty((len(flux), 3))
@@ -260,8 +268,8 @@ class Cannon(Baseline):
     asked label is within one standard error of the best (Breiman et al. 1984); none at all is among the choices.
 
     Labels are looked for within the range of the training stars, extended by that range on either side: for stars with
-    -1 < [Fe/H] < +0.5 that is -2.5 to +2. Sigma is the formal error of the fit, plus in quadrature a constant that brings
-    the out-of-fold residuals to their size: the formal error alone assumes that the model is perfect.
+    -1 < [Fe/H] < +0.5 that is -2.5 to +2. Sigma is the formal error of the fit, which assumes a perfect model, plus in
+    quadrature the constant that the out-of-fold residuals ask for.
     """
 
     also_needs: ClassVar[tuple[str, ...]] = ("teff", "logg")
@@ -292,11 +300,11 @@ class Cannon(Baseline):
 class MLP(Baseline):
     """The paper's network n-2048-1280-1024 with a mean and a log variance, from random weights.
 
-    GELU and dropout after each layer, AdamW on all stars at once, Gaussian likelihood with the catalogue's errors. Pixels
-    are centred and divided by one number (their common RMS); dividing each by its own was worse on MILES. Dropout and
-    the number of epochs are chosen by the out-of-fold RMSE, then the network is trained anew on all stars. The
-    learning rate is fixed: a smaller one came to the same with more epochs. Sigma is the network's, times the constant that
-    brings the out-of-fold residuals to their size.
+    GELU and dropout after each layer, AdamW on all stars at once, Gaussian likelihood with the catalogue's errors.
+    Pixels are centred and divided by one number for all; dividing each by its own spread was worse on MILES. Dropout
+    and the number of epochs are chosen by the out-of-fold RMSE, then the network is trained anew on all stars. The
+    learning rate is fixed (a third of it came to the same with more epochs), and so is the weight decay (3,000 times
+    as much made no difference). Sigma is the network's, times the constant that the out-of-fold residuals ask for.
     """
 
     WIDTHS: ClassVar[tuple[int, ...]] = (2048, 1280, 1024)
@@ -335,8 +343,8 @@ class MLP(Baseline):
 class _Network:
     """One network with its scaling and optimiser; its random numbers are its own, the global ones stay untouched.
 
-    It predicts with a running mean of its weights over about ten epochs: with 100 stars the error of single epochs jumps by
-    a fifth on MILES, and the best of them would be luck.
+    It predicts with a running mean of its weights over about ten epochs: with 100 stars of MILES the error jumps by a
+    fifth from one epoch to the next, and to stop at a good one would be luck.
     """
 
     WARMUP_EPOCHS = 10
@@ -344,7 +352,13 @@ class _Network:
     MAX_GRADIENT_NORM = 1.0
 
     def __init__(
-        self, flux: np.ndarray, values: np.ndarray, errors: np.ndarray, widths: tuple[int, ...], dropout: float, seed: int
+        self,
+        flux: np.ndarray,
+        values: np.ndarray,
+        errors: np.ndarray,
+        widths: tuple[int, ...],
+        dropout: float,
+        seed: int,
     ):
         self._flux_centre = flux.mean(axis=0)
         self._flux_scale = flux.std(axis=0).mean() + 1e-9
@@ -358,7 +372,7 @@ class _Network:
             sizes = (flux.shape[1], *widths)
             hidden = [
                 layer
-                for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+                for before, after in pairwise(sizes)
                 for layer in (nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout))
             ]
             self._layers = nn.Sequential(*hidden, nn.Linear(widths[-1], 2))
@@ -402,7 +416,7 @@ class _Network:
 
 def _folds(n_stars: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(left out, kept) positions of each fold; every star is left out once."""
-    folds = KFold(min(N_FOLDS, n_stars), shuffle=True, random_state=seed)
+    folds = KFold(N_FOLDS, shuffle=True, random_state=seed)
     return [(left_out, kept) for kept, left_out in folds.split(np.empty(n_stars))]
 
 

@@ -45,7 +45,8 @@ class SyntheticSpectra(Dataset):
         sampler: Which stars.
         conditions: How they are observed.
         label_error: 1-sigma error given to synthetic labels, in scaled units: no synthetic label is worth more.
-        relabel: Labels (n, 3) in K, dex, dex -> labels to be learned; None = as drawn. See `few_shot.LabelTie`.
+        relabel: Labels (n, 3) in K, dex, dex -> labels to be learned; None = as drawn. See `synthesis.label_tie`.
+        learned: Labels given; the model's others are missing. None = all.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SyntheticSpectra(Dataset):
         conditions: ObservingConditions | None = None,
         label_error: float = 0.03,
         relabel: Callable[[np.ndarray], np.ndarray] | None = None,
+        learned: Sequence[str] | None = None,
     ):
         unknown = set(feature_extractor.label_names) - set(LABEL_NAMES)
         if unknown:
@@ -72,6 +74,8 @@ class SyntheticSpectra(Dataset):
         grid = feature_extractor.wavelength_grid
         low, high = feature_extractor.wavelength_range if window is None else window
         self.in_window = feature_extractor.in_range & (grid >= low) & (grid <= high)
+        names = feature_extractor.label_names
+        self._given = np.array([learned is None or name in learned for name in names])
         self._columns = [LABEL_NAMES.index(name) for name in feature_extractor.label_names]
 
     def __len__(self) -> int:
@@ -104,7 +108,7 @@ class SyntheticSpectra(Dataset):
         normalised, good = extractor.normalise(flux, good)
         scaled = extractor.scale(normalised, good)
         relabelled = labels if self.relabel is None else self.relabel(labels)
-        encoded, _ = extractor.encode_labels(relabelled[:, self._columns])
+        encoded, _ = extractor.encode_labels(np.where(self._given, relabelled[:, self._columns], np.nan))
         return [
             {
                 "flux": scaled[row, run],

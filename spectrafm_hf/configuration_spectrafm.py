@@ -1,7 +1,5 @@
 """Architecture numbers of SpectraFM, checked on construction."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict

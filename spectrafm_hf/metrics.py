@@ -1,13 +1,14 @@
 """How good are predicted labels? RMSE, bias, scatter and coverage, in the label's unit. NumPy only.
 
 Bias and scatter are robust (median, 1.4826 MAD), RMSE is not: a few lost stars show in the one and not in the others.
-Coverage asks whether the predicted sigma can be believed: how often the catalogue value falls inside the central 68.27 %
-and 95 % interval of a Gaussian whose variance is the predicted plus the published one.
+Coverage asks whether the predicted sigma can be believed: how often the catalogue value falls inside the central
+68.27 % and 95 % interval of a Gaussian whose variance is the predicted plus the published one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -85,18 +86,17 @@ def summarise(
 
     Returns:
         `n`; `rmse`, `bias` = median(predicted - truth) and `scatter` = 1.4826 MAD about the bias, in the label's unit;
-        `coverage68` and `coverage95` = fraction of stars with |predicted - truth| <= z sqrt(sigma^2 + truth_err^2), where
-        z = 1.0000 and 1.9600 hold 68.27 % and 95 % of a Gaussian. Plain numbers or None, ready for JSON.
+        `coverage68` and `coverage95` = fraction of stars with |predicted - truth| <= z sqrt(sigma^2 + truth_err^2),
+        where z = 1.0000 and 1.9600 hold 68.27 % and 95 % of a Gaussian. Plain numbers or None, ready for JSON.
 
     Raises:
-        ValueError: Shapes differ, or a prediction or sigma is not finite (or negative) for a star with a catalogue value.
+        ValueError: Shapes differ, or a star with a catalogue value has a prediction or sigma that is not finite, or a
+            negative sigma.
     """
-    given = {"predicted": predicted, "sigma": sigma, "truth_err": truth_err}
-    for name, values in given.items():
-        if values is not None and np.shape(values) != np.shape(truth):
-            raise ValueError(
-                f"{label.name}: {name} must have one value per star like truth {np.shape(truth)}, got {np.shape(values)}."
-            )
+    shape = np.shape(truth)
+    for name, values in {"predicted": predicted, "sigma": sigma, "truth_err": truth_err}.items():
+        if values is not None and np.shape(values) != shape:
+            raise ValueError(f"{label.name}: {name} must have one value per star {shape}, got {np.shape(values)}.")
     measured = np.isfinite(truth)
     residual = _finite(label, "predicted", predicted, measured) - np.asarray(truth, dtype=np.float64)[measured]
     if residual.size == 0:
@@ -124,8 +124,8 @@ def _finite(label: Label, name: str, values: np.ndarray, measured: np.ndarray) -
     if wrong.any():
         need = "finite and >= 0" if name == "sigma" else "finite"
         raise ValueError(
-            f"{label.name}: {name} must be {need} in {label.unit} for every star with a catalogue value, but it is not for "
-            f"{int(wrong.sum())} of {chosen.size} stars; find out why, or set their truth to NaN to leave them out."
+            f"{label.name}: {name} must be {need} in {label.unit} for every star with a catalogue value, but is not "
+            f"for {int(wrong.sum())} of {chosen.size} stars; find out why, or set their truth to NaN to leave them out."
         )
     return chosen
 
@@ -162,12 +162,12 @@ def summarise_subsets(
     Raises:
         ValueError: As in `summarise`.
     """
-    subsets = {
+    chosen = {
         "all": np.ones(np.shape(truth), dtype=bool),
         "metal_poor": np.asarray(fe_h) < METAL_POOR_BELOW,
         "metal_rich": np.asarray(fe_h) >= METAL_POOR_BELOW,
     }
-    return {name: _summarise_chosen(label, chosen, predicted, truth, sigma, truth_err) for name, chosen in subsets.items()}
+    return {name: _summarise_chosen(label, stars, predicted, truth, sigma, truth_err) for name, stars in chosen.items()}
 
 
 def summarise_bins(
@@ -200,7 +200,7 @@ def summarise_bins(
             raise ValueError(f"no bins for {name!r}; metrics.BIN_EDGES has {', '.join(BIN_EDGES)}.")
         edges = BIN_EDGES[name]
         bins[name] = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             chosen = (values >= low) & ((values <= high) if high == edges[-1] else (values < high))
             figures = _summarise_chosen(label, chosen, predicted, truth, sigma, truth_err)
             bins[name].append(BinFigures(low=low, high=high, **figures))

@@ -5,8 +5,6 @@ Tokens carry no order. The wavelength encoding is the only thing that says where
 instrument can be given in any order and any number.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from .labels import Label, get_label
 from .metrics import METAL_POOR_BELOW, METHOD_NAMES, summarise_subsets
 
-BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#8C8C8C"
+BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#BDBDBD"
 """Okabe & Ito (2008), and a grey."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -33,7 +33,7 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
 }
-"""Matplotlib settings of every figure here, applied inside a context only."""
+"""Matplotlib settings of every figure here, applied inside a context only (typed loosely: its stubs list every key)."""
 
 _BORDER = f"{METAL_POOR_BELOW:.0f}".replace("-", "\u2212")
 _SUBSETS = (
@@ -59,8 +59,8 @@ def plot_predicted_against_true(
     """One panel per method, predicted against catalogue value, on common axes (as Fig. 4 of Koblischke & Bovy 2024).
 
     Args:
-        predictions: Method (key of `metrics.METHOD_NAMES`) -> mean and sigma, both shape (n_stars,), in the label's unit;
-            a sigma of None draws no error bars.
+        predictions: Method (key of `metrics.METHOD_NAMES`) -> mean and sigma, both shape (n_stars,), in the label's
+            unit; a sigma of None draws no error bars.
         truth: Catalogue value, shape (n_stars,), same unit; NaN = not measured, not drawn.
         label: What is predicted.
         path: Where the picture goes; its suffix chooses the format. Missing folders are made.
@@ -78,7 +78,7 @@ def plot_predicted_against_true(
         raise ValueError("plot_predicted_against_true needs at least one method, got none.")
     if fe_h is None:
         if label.name != "fe_h":
-            raise ValueError(f"colouring {label.name} by metallicity needs fe_h (dex, one value per star); pass fe_h=...")
+            raise ValueError(f"colouring {label.name} by metallicity needs [Fe/H] in dex per star; pass fe_h=...")
         fe_h = truth
         training_range = training_range or (METAL_POOR_BELOW, label.valid[1])
     limits = _common_limits(truth, [mean for mean, _ in predictions.values()])
@@ -116,18 +116,16 @@ def _draw_panel(
 ) -> None:
     """Points, one-to-one line, training range and RMSE of one method."""
     if training_range is not None:
-        panel.axvspan(*np.clip(training_range, *limits), color="#EFEFEF", lw=0, zorder=0, label="range of the training stars")
+        low, high = np.clip(training_range, *limits)
+        panel.axvspan(low, high, color="#EFEFEF", lw=0, zorder=0, label="range of the training stars")
     panel.plot(limits, limits, color="black", lw=0.8, zorder=1)
     figures = summarise_subsets(label, mean, truth, fe_h, sigma)
     for row, (subset, colour, marker, name) in enumerate(_SUBSETS):
         chosen = (fe_h < METAL_POOR_BELOW) if subset == "metal_poor" else (fe_h >= METAL_POOR_BELOW)
+        stars = truth[chosen], mean[chosen]
         if sigma is not None:
-            panel.errorbar(
-                truth[chosen], mean[chosen], yerr=sigma[chosen], fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.25, zorder=2
-            )
-        panel.scatter(
-            truth[chosen], mean[chosen], s=9, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name, zorder=3
-        )
+            panel.errorbar(*stars, yerr=sigma[chosen], fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.25, zorder=2)
+        panel.scatter(*stars, s=9, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name, zorder=3)
         rmse = figures[subset]["rmse"]
         if rmse is not None:
             panel.text(
@@ -185,7 +183,7 @@ def plot_metal_poor_rmse(results: Mapping[str, Any], path: str | Path) -> Figure
     }
     per_seed = {method: values for method, values in per_seed.items() if values and None not in values}
     if not per_seed:
-        raise ValueError("no method in these results has an RMSE of metal-poor stars; evaluate on stars with [Fe/H] < -1.")
+        raise ValueError("no method here has an RMSE of metal-poor stars; evaluate on stars with [Fe/H] < -1.")
     order = sorted(per_seed, key=lambda method: -float(np.mean(per_seed[method])))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 1.1 + 0.42 * len(order)), layout="constrained")
@@ -193,9 +191,9 @@ def plot_metal_poor_rmse(results: Mapping[str, Any], path: str | Path) -> Figure
         highest = max(max(values) for values in per_seed.values())
         for height, method in enumerate(order):
             values = per_seed[method]
-            axes.barh(height, float(np.mean(values)), height=0.62, color=_METHODS_OF_OURS.get(method, "#BDBDBD"), zorder=1)
-            end = max(values) if len(values) > 1 else values[0]
-            axes.text(end + 0.015 * highest, height, f"{np.mean(values):.2f}", va="center", fontweight="bold")
+            colour = _METHODS_OF_OURS.get(method, GREY)
+            axes.barh(height, float(np.mean(values)), height=0.62, color=colour, zorder=1)
+            axes.text(max(values) + 0.015 * highest, height, f"{np.mean(values):.2f}", va="center", fontweight="bold")
             if len(values) > 1:
                 axes.scatter(
                     values, [height] * len(values), s=18, facecolor="white", edgecolor="black", linewidths=0.8, zorder=3

@@ -1,0 +1,472 @@
+"""The transfer protocol: three stages, what pre-training is worth, and the stars nobody has seen.
+
+    stage 1  synthetic spectra, 3,600-7,400 A            teff, logg, fe_h
+    stage 2  MILES training stars, 3,600-5,500 A         teff, logg, fe_h
+    stage 3  100 of them with [Fe/H] > -1, 5,800-7,400 A       fe_h only
+    test     all MILES test stars, 5,800-7,400 A, metal-poor ones above all
+
+Every method of the comparison gets the same 100 stars, the same pixels and the same normalisation. Nothing about a test
+star is used to choose anything. Whatever is finished is kept on disk, so that a run takes up where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from . import plots
+from .baselines import BASELINES
+from .baselines import _model_sigma as model_sigma
+from .builders.libraries import Library, load_library
+from .collation import ObservedSpectra, SyntheticSpectra
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .few_shot import draw_stars
+from .hub import CardFacts, render_model_card, results_table
+from .labels import get_label
+from .metrics import METHOD_NAMES, summarise, summarise_bins, summarise_subsets
+from .modeling_spectrafm import SpectraFMForLabelPrediction
+from .prediction import Observed, predict_on_grid
+from .stages import (
+    DONE_FILE,
+    StageArguments,
+    fingerprint,
+    load_parent,
+    only_learned,
+    read_recipe,
+    recipe_folder,
+    run_stage,
+    train,
+)
+from .synthesis.sampler import LabelSampler
+
+logger = logging.getLogger(__name__)
+
+STAGE_NAMES = ("1-synthetic", "2-observed", "3-few-shot")
+SCRATCH_RECIPE = "scratch"
+LABEL = "fe_h"
+WANTED_METAL_POOR = 40
+SCRATCH_FOLDS, SCRATCH_CHECKS = 3, 8
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What `run_transfer` does.
+
+    Attributes:
+        output: Folder of the run.
+        n_seeds: Draws of the 100 stars.
+        recipes: Folder with the recipes; None = those of the package.
+        budget: Factor on the number of spectra of every stage; below 1 for a smoke test.
+        again: Repeat what is done.
+    """
+
+    output: Path
+    n_seeds: int = 1
+    recipes: Path | None = None
+    budget: float = 1.0
+    again: bool = False
+
+    def recipe(self, name: str, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
+        path = (self.recipes or recipe_folder()) / f"{name}.yaml"
+        stage, _ = recipe = read_recipe(path, **changes)
+        if self.budget == 1.0:
+            return recipe
+        return read_recipe(path, **changes, n_spectra=max(int(stage.n_spectra * self.budget), 64))
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 1:
+            raise ValueError(f"at least 1 seed is needed, got {self.n_seeds}.")
+        if not self.budget > 0:
+            raise ValueError(f"budget must be a positive factor, got {self.budget:g}.")
+
+
+def run_transfer(plan: TransferPlan) -> dict[str, Any]:
+    """Run the protocol, or what of it is not done yet.
+
+    Returns:
+        The content of results.json; beside it lie the three model folders, their cards and the figures.
+
+    Raises:
+        ValueError: A recipe, or too few stars; OSError: the folder cannot be written;
+        LibrariesUnavailableError: the stars are neither in the cache nor to be had.
+    """
+    recipes = {name: plan.recipe(name, output_dir=str(plan.output / name)) for name in (*STAGE_NAMES, SCRATCH_RECIPE)}
+    n_steps = 4 + plan.n_seeds
+    announce(1, n_steps, "stars: the MILES library")
+    library = load_library("miles")
+    logger.info("%s", library)
+    check_test_stars(library, recipes["3-few-shot"][0], plan.n_seeds)
+
+    parent: Path | None = None
+    for step, name in enumerate(STAGE_NAMES[:2], start=2):
+        stage, training = recipes[name]
+        announce(step, n_steps, f"stage {name}: {stage.n_spectra:,} spectra")
+        parent = run_stage(replace(stage, model=None if parent is None else str(parent)), training, plan.again)
+
+    assert parent is not None
+    records, predictions = [], {}
+    test = library.split("test")
+    truth = np.array([star.labels[LABEL] for star in test])
+    for seed in range(plan.n_seeds):
+        announce(4 + seed, n_steps, f"stage 3-few-shot and what it is compared with, draw {seed + 1} of {plan.n_seeds}")
+        home = plan.output if seed == 0 else plan.output / "draws" / str(seed)
+        stage, training = plan.recipe("3-few-shot", output_dir=str(home / "3-few-shot"), seed=seed, model=str(parent))
+        folder = run_stage(stage, training, plan.again)
+        answers = compare(plan, home / "predictions", stage, training, parent, folder, library)
+        predictions[seed] = answers
+        methods = {
+            name: summarise_subsets(get_label(LABEL), *rearranged(answers[name], truth)) for name in METHOD_NAMES
+        }
+        records.append({"seed": seed, "n_train": stage.n_stars, "methods": methods})
+
+    announce(n_steps, n_steps, "table, figures, cards")
+    results = assemble(plan, recipes, library, records, predictions[0], truth, parent)
+    write_json(plan.output / "results.json", results)
+    draw(plan.output, results, predictions[0], truth)
+    write_cards(plan, recipes, results, library)
+    return results
+
+
+def rearranged(answer: tuple[np.ndarray, np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, sigma) -> predicted, truth, fe_h, sigma as `summarise_subsets` takes them; the label is [Fe/H] itself."""
+    return answer[0], truth, truth, answer[1]
+
+
+def announce(step: int, n_steps: int, what: str) -> None:
+    logger.info("\n[%d/%d] %s", step, n_steps, what)
+
+
+def check_test_stars(library: Library, few_shot: StageArguments, n_seeds: int) -> None:
+    """Fail before the training if the last stage cannot be run.
+
+    Raises:
+        ValueError: Too few stars to draw from, or no metal-poor test star.
+    """
+    assert few_shot.n_stars is not None
+    draw_stars(library.split("train"), few_shot.n_stars, few_shot.fe_h_above or -np.inf, seed=0)
+    n_poor = sum(star.labels[LABEL] < -1 for star in library.split("test"))
+    if n_poor == 0:
+        raise ValueError("the test split has no star with [Fe/H] < -1 dex, so there is nothing to compare; loosen the cuts.")
+    if n_poor < WANTED_METAL_POOR:
+        logger.warning("only %d metal-poor test stars; %d are wanted for a comparison", n_poor, WANTED_METAL_POOR)
+
+
+# ---------------------------------------------------------------- the methods, on the same stars and pixels
+
+
+def compare(
+    plan: TransferPlan,
+    folder: Path,
+    stage: StageArguments,
+    training: TrainingArguments,
+    parent: Path,
+    few_shot: Path,
+    library: Library,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every method's answer for the test stars: name -> mean and sigma of [Fe/H], each of shape (n_test,), dex.
+
+    Answers are kept in `folder`, one file per method, each with the fingerprint of what it came from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    extractor = SpectraFMFeatureExtractor.from_pretrained(parent)
+    assert stage.n_stars is not None
+    stars = draw_stars(library.split("train"), stage.n_stars, stage.fe_h_above or -np.inf, training.seed)
+    learn = Observed.from_spectra(stars, extractor, stage.window)
+    test = Observed.from_spectra(library.split("test"), extractor, stage.window)
+    column = extractor.label_names.index(LABEL)
+
+    def pre_trained(checkpoint: Path) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        def answer() -> tuple[np.ndarray, np.ndarray]:
+            model = SpectraFMForLabelPrediction.from_pretrained(checkpoint)
+            predicted = predict_on_grid(model, extractor, test.flux, test.good)
+            return predicted.mean[:, column], predicted.sigma[:, column]
+
+        return answer
+
+    def baseline(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        def answer() -> tuple[np.ndarray, np.ndarray]:
+            method = BASELINES[name]()
+            columns = [extractor.label_names.index(label) for label in (*method.also_needs, LABEL)]
+            default = np.array([get_label(extractor.label_names[c]).default_error for c in columns])
+            published = learn.label_errors[:, columns]
+            errors = np.where(np.isfinite(published) & (published > 0), published, default)
+            values = learn.labels[:, columns]
+            if len(columns) == 1:
+                values, errors = values[:, 0], errors[:, 0]
+            method.fit(*window_pixels(extractor, learn), values, errors, training.seed)
+            return method.predict(*window_pixels(extractor, test))
+
+        return answer
+
+    def scratch() -> tuple[np.ndarray, np.ndarray]:
+        recipe = plan.recipe(SCRATCH_RECIPE, output_dir=str(folder / "scratch"), seed=training.seed)
+        return transformer_from_scratch(*recipe, extractor, parent, learn, test)
+
+    ways = {
+        "spectrafm": pre_trained(few_shot),
+        "spectrafm_zero_shot": pre_trained(parent),
+        "transformer_scratch": scratch,
+        **{name: baseline(name) for name in BASELINES},
+    }
+    origin = json.loads((few_shot / DONE_FILE).read_text())["fingerprint"]
+    scratch_recipe = fingerprint(*plan.recipe(SCRATCH_RECIPE, seed=training.seed))
+    answers = {}
+    for name in METHOD_NAMES:
+        path = folder / f"{name}.npz"
+        key = hashlib.sha256(f"{name}:{origin}:{scratch_recipe}:{','.join(test.star_ids)}".encode()).hexdigest()
+        kept = None if plan.again else load_answer(path, key)
+        if kept is None:
+            logger.info("  %s", METHOD_NAMES[name])
+            kept = ways[name]()
+            save_answer(path, key, kept)
+        answers[name] = kept
+    return answers
+
+
+def window_pixels(extractor: SpectraFMFeatureExtractor, observed: Observed) -> tuple[np.ndarray, np.ndarray]:
+    """Continuum-normalised flux and good of the pixels that any star has; shapes (n_stars, n_pixels of the window)."""
+    normalised, good = extractor.normalise(observed.flux, observed.good)
+    inside = observed.good.any(axis=0)
+    return normalised[:, inside], good[:, inside]
+
+
+class _Watch(TrainerCallback):
+    """Predicts held-out stars of a fold as the training goes on."""
+
+    def __init__(self, steps: Sequence[int], predict: Callable[[Any], Any]):
+        self.steps, self.predict, self.seen = list(steps), predict, []  # type: ignore[var-annotated]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            self.seen.append(self.predict(model))
+
+
+def transformer_from_scratch(
+    stage: StageArguments,
+    training: TrainingArguments,
+    extractor: SpectraFMFeatureExtractor,
+    parent: Path,
+    learn: Observed,
+    test: Observed,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Our own network from random weights on the few stars; its number of epochs by cross-validation inside them.
+
+    Sigma is the network's, times the constant that brings the out-of-fold residuals to their size (as for the MLP).
+
+    Returns:
+        Mean and sigma of [Fe/H] of the test stars, dex.
+    """
+    column = extractor.label_names.index(LABEL)
+    config = SpectraFMForLabelPrediction.config_class.from_pretrained(parent)
+    n_stars, batch = len(learn.flux), training.per_device_train_batch_size
+    learned = only_learned(stage, extractor.label_names, learn.labels)
+
+    def fit(kept: np.ndarray, n_spectra: int, callbacks: list[TrainerCallback], name: str) -> SpectraFMForLabelPrediction:
+        set_seed(training.seed)
+        model = SpectraFMForLabelPrediction(config)
+        model.set_attn_implementation(stage.attn_implementation)
+        with torch.no_grad():  # it begins by answering the mean of its stars, with their spread
+            scaled = (learned[kept, column] - extractor.label_center[column]) / extractor.label_scale[column]
+            model.head.mean_bias[column] = float(scaled.mean())
+            model.head.log_var_bias[column] = float(2 * np.log(scaled.std()))
+        rows = ObservedSpectra(
+            extractor, learn.flux[kept], learn.good[kept], learned[kept], learn.label_errors[kept], n_spectra, training.seed,
+            noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
+        )  # fmt: skip
+        train(model, extractor, rows, training, name, callbacks=callbacks)
+        return model
+
+    def answer(model: SpectraFMForLabelPrediction, observed: Observed, chosen: Any) -> tuple[np.ndarray, np.ndarray]:
+        predicted = predict_on_grid(model, extractor, observed.flux[chosen], observed.good[chosen])
+        return predicted.mean[:, column], predicted.sigma[:, column]
+
+    showings = np.unique(np.linspace(stage.n_spectra / n_stars / SCRATCH_CHECKS, stage.n_spectra / n_stars, SCRATCH_CHECKS))
+    out_of_fold = np.full((len(showings), 2, n_stars), np.nan)
+    folds = KFold(SCRATCH_FOLDS, shuffle=True, random_state=training.seed).split(np.empty(n_stars))
+    for number, (kept, left_out) in enumerate(folds, start=1):
+        steps = [max(1, int(s * len(kept)) // batch) for s in showings]
+        watch = _Watch(steps, lambda model, left_out=left_out: answer(model, learn, left_out))  # type: ignore[misc]
+        fit(kept, max(steps) * batch, [watch], f"    fold {number} of {SCRATCH_FOLDS}")
+        for check, step in enumerate(steps):
+            out_of_fold[check][:, left_out] = watch.seen[sorted(set(steps)).index(step)]
+    residual = out_of_fold[:, 0] - learn.labels[:, column]
+    best = int(np.argmin(np.mean(residual**2, axis=1)))
+    factor = model_sigma(residual[best], np.full(n_stars, get_label(LABEL).default_error)) / float(
+        np.sqrt(np.mean(out_of_fold[best, 1] ** 2))
+    )
+    model = fit(np.arange(n_stars), max(batch, int(showings[best] * n_stars)), [], "    all stars")
+    mean, sigma = answer(model, test, slice(None))
+    return mean, factor * sigma
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def save_answer(path: Path, key: str, answer: tuple[np.ndarray, np.ndarray]) -> None:
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, key=np.array(key), mean=answer[0], sigma=answer[1])
+    os.replace(partial, path)
+
+
+def load_answer(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """A kept answer, if it came from the same stars, recipes and weights."""
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as kept:
+        return (kept["mean"], kept["sigma"]) if str(kept["key"]) == key else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def assemble(
+    plan: TransferPlan,
+    recipes: dict[str, tuple[StageArguments, TrainingArguments]],
+    library: Library,
+    records: list[dict[str, Any]],
+    answers: dict[str, tuple[np.ndarray, np.ndarray]],
+    truth: np.ndarray,
+    parent: Path,
+) -> dict[str, Any]:
+    """results.json; see the README for its schema."""
+    few_shot, test = recipes["3-few-shot"][0], library.split("test")
+    in_bins = {name: np.array([star.labels[name] for star in test]) for name in ("fe_h", "teff", "logg")}
+    low, high = few_shot.window
+    results: dict[str, Any] = {
+        "protocol": (
+            f"[Fe/H] of all {len(test)} held-out MILES stars from {low:.0f}-{high:.0f} vacuum Angstrom, learned from "
+            f"{few_shot.n_stars} MILES stars with [Fe/H] > {few_shot.fe_h_above:g}; split by star"
+        ),
+        **records[0],
+        "n_test": len(test),
+        "n_test_metal_poor": int((truth < -1).sum()),
+        "label": LABEL,
+        "unit": get_label(LABEL).unit,
+        "bins": {
+            name: summarise_bins(get_label(LABEL), *rearranged(answer, truth)[:2], in_bins, sigma=answer[1])
+            for name, answer in answers.items()
+        },
+        "stages": {name: stage_results(plan, recipes, name, library) for name in STAGE_NAMES[:2]},
+        "selection": library.report.to_dict(),
+        "splits": {split: len(library.split(split)) for split in ("train", "validation", "test")},
+        "budget": plan.budget,
+        "versions": {name: metadata.version(name) for name in ("spectrafm_hf", "transformers", "torch", "scikit-learn")},
+    }
+    if len(records) > 1:
+        results["seeds"] = records
+        results["wins"] = {
+            name: sum(
+                r["methods"]["spectrafm"]["metal_poor"]["rmse"] < r["methods"][name]["metal_poor"]["rmse"] for r in records
+            )
+            for name in METHOD_NAMES
+            if not name.startswith("spectrafm")
+        }
+    return results
+
+
+def stage_results(
+    plan: TransferPlan, recipes: dict[str, tuple[StageArguments, TrainingArguments]], name: str, library: Library
+) -> dict[str, Any]:
+    """How good a stage is on what it was trained for, per label: unseen synthetic stars, or the test stars in its window."""
+    stage, folder = recipes[name][0], plan.output / name
+    model = SpectraFMForLabelPrediction.from_pretrained(folder)
+    extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
+    if stage.data == "synthetic":
+        unseen = SyntheticSpectra(extractor, 500, seed=1_000_003, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler))
+        labels, flux, good, _ = unseen.synthesize(range(len(unseen)))
+        what = f"{len(unseen)} synthetic stars it has not seen"
+    else:
+        observed = Observed.from_spectra(library.split("test"), extractor, stage.window)
+        labels, flux, good = observed.labels, observed.flux, observed.good
+        what = f"all {len(flux)} held-out MILES stars"
+    answer = predict_on_grid(model, extractor, flux, good)
+    tiny = np.full(len(flux), 1e-9)  # a synthetic label has no error
+    return {
+        "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
+        "labels": {
+            label: summarise(
+                get_label(label), answer.mean[:, i], labels[:, i], answer.sigma[:, i], tiny if stage.data == "synthetic" else None
+            )
+            for i, label in enumerate(extractor.label_names)
+        },
+    }
+
+
+# ---------------------------------------------------------------- what people look at
+
+
+def draw(
+    output: Path, results: dict[str, Any], answers: dict[str, tuple[np.ndarray, np.ndarray]], truth: np.ndarray
+) -> None:
+    """The figures, as PNG in `output/figures`."""
+    folder = output / "figures"
+    plots.plot_predicted_against_true(dict(answers), truth, get_label(LABEL), folder / "predicted_against_true.png")
+    plots.plot_metal_poor_rmse(results, folder / "metal_poor_rmse.png")
+    for name in STAGE_NAMES:
+        record = json.loads((output / name / DONE_FILE).read_text())
+        curve = [{"step": point["spectra"], "loss": point["loss"]} for point in record["learning_curve"]]
+        if curve:
+            plots.plot_learning_curve(curve, folder / f"learning_curve_{name}.png", 1, title=name)
+
+
+def write_cards(
+    plan: TransferPlan,
+    recipes: dict[str, tuple[StageArguments, TrainingArguments]],
+    results: dict[str, Any],
+    library: Library,
+) -> None:
+    """README.md of the three model folders, from results.json and stage.json alone."""
+    for number, name in enumerate(STAGE_NAMES):
+        stage, folder = recipes[name][0], plan.output / name
+        record = json.loads((folder / DONE_FILE).read_text())
+        low, high = stage.window
+        if stage.data == "synthetic":
+            sampler = LabelSampler(**stage.sampler)
+            ranges: dict[str, tuple[float, float]] = {"teff": sampler.teff, "logg": (0.0, 5.0), "fe_h": sampler.fe_h}
+            data = f"synthetic spectra of the Cannon grid, {low:.0f}-{high:.0f} Angstrom, drawn anew each time"
+        else:
+            chosen = set(record["stars"])
+            stars = [star for star in library.split("train") if star.star_id in chosen]
+            ranges = {
+                label: (min(s.labels[label] for s in stars), max(s.labels[label] for s in stars)) for label in ("teff", "logg", "fe_h")
+            }
+            data = f"{len(stars)} stars of MILES (training split), {low:.0f}-{high:.0f} Angstrom"
+            data += f"; {stage.replay:.0%} of the spectra shown are synthetic" if stage.replay else ""
+        model, _ = load_parent(replace(stage, model=str(folder)))
+        facts = CardFacts(
+            model_name=f"spectrafm-{name}",
+            folder=str(folder),
+            license="mit",
+            labels={label: ranges[label] for label in stage.labels},
+            wavelength_range=(low, high),
+            teff_range=ranges["teff"],
+            fwhm=stage.fwhm,
+            n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            recipe=f"training/recipes/{name}.yaml",
+            training_data=data,
+            parent=STAGE_NAMES[number - 1] if number else None,
+            spectra_seen=record["recipe"]["n_spectra"],
+            seed=record["seed"],
+            versions=record["versions"],
+        )
+        (folder / "README.md").write_text(
+            render_model_card(results if name == "3-few-shot" else results["stages"][name], name, facts)
+        )
+
+
+__all__ = ["TransferPlan", "results_table", "run_transfer"]

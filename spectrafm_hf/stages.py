@@ -1,0 +1,454 @@
+"""One stage of the transfer, from one recipe: parent -> data -> Trainer -> a folder that `AutoModel` loads.
+
+A stage that is done is not done again unless its recipe, its seed or its parent changed; a killed one goes on from its
+last checkpoint, and ends with the weights it would have had: every training row is a function of (seed, row number).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from .builders.libraries import load_library
+from .collation import Interleaved, ObservedSpectra, SpectrumCollator, SyntheticSpectra
+from .configuration_spectrafm import SpectraFMConfig
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .few_shot import draw_stars, solve_readout
+from .modeling_spectrafm import SpectraFMForLabelPrediction
+from .prediction import Observed, predict_on_grid
+from .spectra import Spectrum
+from .synthesis.label_tie import LabelTie
+from .synthesis.observing import ObservingConditions
+from .synthesis.sampler import LabelSampler
+
+logger = logging.getLogger(__name__)
+
+DONE_FILE, TIE_FILE = "stage.json", "label_tie.json"
+PACKAGES = ("spectrafm_hf", "transformers", "torch", "accelerate", "safetensors", "numpy")
+
+
+@dataclass
+class StageArguments:
+    """What a recipe says beside `TrainingArguments`.
+
+    Args:
+        stage: Name of the stage and of its folder.
+        n_spectra: Budget: spectra shown, real and replayed together. Never seconds, so that a run can be repeated.
+        labels: Labels learned here, names of `labels.LABELS`; the model's others are left alone.
+        window: Part of the spectrum shown, vacuum Angstrom [low, high].
+        data: `synthetic` or `miles`.
+        model: Parent: a folder or a Hub repository; none = begin from random weights.
+        model_revision: Of a Hub parent.
+        architecture: Arguments of `SpectraFMConfig`, when there is no parent.
+        extractor: Arguments of `SpectraFMFeatureExtractor`, when there is no parent.
+        attn_implementation: `sdpa` or `eager`; in training on a CPU eager is the faster.
+        context: Tokens of a synthetic spectrum shown at once; none = the whole window.
+        fwhm: Of the synthetic line-spread function, Angstrom.
+        sampler: Arguments of `LabelSampler`.
+        observing: Arguments of `ObservingConditions`.
+        synthetic_label_error: 1-sigma given to synthetic labels, scaled units.
+        replay: Fraction of synthetic spectra among real ones, against forgetting: 0, 0.25, 0.5 or 0.75.
+        tie_labels: Relabel the replayed spectra to the real label scale, see `LabelTie`.
+        n_stars: Train on this many stars only, drawn by the seed; none = all of the training split.
+        fe_h_above: And only on stars with [Fe/H] above, dex.
+        observed_noise: 1-sigma of noise added to real spectra, relative to the flux.
+        hidden_tokens: Largest fraction of tokens of a real spectrum hidden in training.
+        readout: `solve` = first solve the labels' linear readouts exactly, see `few_shot.solve_readout`.
+        n_anchors: Synthetic stars that hold the solved readout still.
+        trainable: Beginnings of the names of parameters that move; none = all.
+    """
+
+    stage: str
+    n_spectra: int
+    labels: list[str]
+    window: list[float]
+    data: str = "synthetic"
+    model: str | None = None
+    model_revision: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    extractor: dict[str, Any] = field(default_factory=dict)
+    attn_implementation: str = "eager"
+    context: int | None = None
+    fwhm: float = 2.5
+    sampler: dict[str, Any] = field(default_factory=dict)
+    observing: dict[str, Any] = field(default_factory=dict)
+    synthetic_label_error: float = 0.03
+    replay: float = 0.0
+    tie_labels: bool = False
+    n_stars: int | None = None
+    fe_h_above: float | None = None
+    observed_noise: float = 0.01
+    hidden_tokens: float = 0.0
+    readout: str | None = None
+    n_anchors: int = 600
+    trainable: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.data not in ("synthetic", "miles"):
+            raise ValueError(f"data must be synthetic or miles, got {self.data!r}.")
+        if self.n_spectra < 1:
+            raise ValueError(f"n_spectra must be at least 1 spectrum, got {self.n_spectra}.")
+        if len(self.window) != 2 or not 0 < self.window[0] < self.window[1]:
+            raise ValueError(f"window must be [low, high] in vacuum Angstrom, got {self.window}.")
+        if self.replay not in (0.0, 0.25, 0.5, 0.75):
+            raise ValueError(f"replay must be 0, 0.25, 0.5 or 0.75 of the spectra, got {self.replay:g}.")
+        if self.readout not in (None, "solve"):
+            raise ValueError(f"readout must be solve or left out, got {self.readout!r}.")
+        if self.data == "synthetic" and (self.replay or self.n_stars or self.readout):
+            raise ValueError("replay, n_stars and readout belong to stages on real stars (data: miles).")
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def recipe_folder() -> Path:
+    """Where the recipes lie: beside the code in an installed wheel, under training/ in a checkout."""
+    installed = Path(__file__).with_name("recipes")
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "training" / "recipes"
+
+
+def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
+    """Read one page of YAML; `changes` go over it.
+
+    Raises:
+        ValueError: No such file, not YAML, a key that nobody knows (with the nearest one that exists), a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ValueError(f"no recipe at {path}" + (f"; that folder has {', '.join(nearby)}." if nearby else "."))
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {path} must hold `key: value` lines, got {type(recipe).__name__}.")
+    recipe |= changes
+    known = {f.name for kind in (StageArguments, TrainingArguments) for f in fields(kind) if f.init}
+    for key in recipe:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"recipe {path.name} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    missing = [f.name for f in fields(StageArguments)[:4] if f.name not in recipe]
+    if missing:
+        raise ValueError(f"recipe {path.name} lacks {', '.join(missing)}.")
+    for key in ("learning_rate", "weight_decay", "warmup_steps"):
+        if isinstance(recipe.get(key), str):
+            raise ValueError(f"recipe {path.name}: {key} must be a number, got text {recipe[key]!r}; YAML wants 1.0e-4, not 1e-4.")
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    recipe = {"use_cpu": not accelerator, "output_dir": f"runs/{recipe['stage']}"} | recipe
+    if recipe.get("bf16") and not accelerator and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning("this processor has no bfloat16 instructions: training in float32, which is slower")
+        recipe["bf16"] = False
+    try:
+        stage, training = HfArgumentParser((StageArguments, TrainingArguments)).parse_dict(recipe)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"recipe {path.name}: {error}") from error
+    return stage, training
+
+
+def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
+    """SHA-256 of all that decides the outcome: recipe, seed, parent. Folders and logging do not."""
+    parent = None
+    if stage.model is not None:
+        done = Path(stage.model) / DONE_FILE
+        parent = json.loads(done.read_text())["fingerprint"] if done.is_file() else [stage.model, stage.model_revision]
+    decisive = (
+        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "seed", "optim",
+    )  # fmt: skip
+    told = asdict(stage) | {"model": parent, "model_revision": None} | {key: getattr(training, key) for key in decisive}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- parts of a stage
+
+
+def new_extractor(stage: StageArguments, seed: int) -> SpectraFMFeatureExtractor:
+    """The extractor of a model without a parent; mean and spread of each pixel from 2,000 synthetic spectra."""
+    extractor = SpectraFMFeatureExtractor(label_names=stage.labels, wavelength_range=stage.window, **stage.extractor)
+    clean = SyntheticSpectra(extractor, 2000, seed=seed, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler))
+    labels = np.stack([clean.sampler.draw(clean.generator(index)) for index in range(len(clean))])
+    flux = np.clip(clean.synthesizer(labels), 0.0, 1.1)
+    extractor.fit_flux_norms(flux, np.broadcast_to(extractor.in_range, flux.shape))
+    return extractor
+
+
+def new_model(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> SpectraFMForLabelPrediction:
+    config = SpectraFMConfig(label_names=extractor.label_names, patch_size=extractor.patch_size, **stage.architecture)
+    return SpectraFMForLabelPrediction(config)
+
+
+def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, SpectraFMFeatureExtractor]:
+    """The parent's model and extractor.
+
+    Raises:
+        ValueError: The folder or repository does not hold a SpectraFM model.
+    """
+    name, revision = str(stage.model), stage.model_revision or "main"
+    try:
+        model = SpectraFMForLabelPrediction.from_pretrained(name, revision=revision, use_safetensors=True)
+        extractor = SpectraFMFeatureExtractor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run the "
+            f"stage before this one first, or correct `model:` in the recipe ({' '.join(str(error).split())[:200]})."
+        ) from error
+    return model, extractor
+
+
+def choose_stars(stage: StageArguments, seed: int) -> list[Spectrum]:
+    """The stage's training stars: all of the training split, or the few drawn by the seed."""
+    stars = load_library(stage.data, split="train").spectra
+    limit = -np.inf if stage.fe_h_above is None else stage.fe_h_above
+    if stage.n_stars is not None:
+        return draw_stars(stars, stage.n_stars, limit, seed)
+    return [star for star in stars if star.labels["fe_h"] > limit]
+
+
+def only_learned(stage: StageArguments, names: list[str], labels: np.ndarray) -> np.ndarray:
+    """Labels that the stage does not learn become missing."""
+    return np.where(np.isin(names, stage.labels), labels, np.nan)
+
+
+class StageProgress(ProgressCallback):
+    """One bar per stage, in spectra, with the loss beside it."""
+
+    def __init__(self, name: str, spectra_per_step: int):
+        super().__init__()
+        self.name, self.spectra_per_step = name, spectra_per_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.name)
+            self.training_bar.unit, self.training_bar.unit_scale = " spectra", self.spectra_per_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f} nats", refresh=False)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; trainer_state.json is written last."""
+    complete = []
+    for candidate in folder.glob("checkpoint-*"):
+        try:
+            complete.append((json.loads((candidate / "trainer_state.json").read_text())["global_step"], candidate))
+        except (OSError, ValueError, KeyError):
+            logger.info("ignoring %s: it was not finished", candidate.name)
+    return max(complete)[1] if complete else None
+
+
+def train(
+    model: SpectraFMForLabelPrediction,
+    extractor: SpectraFMFeatureExtractor,
+    rows: Dataset,
+    training: TrainingArguments,
+    name: str,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> list[dict[str, float]]:
+    """Show every row once with a Hugging Face `Trainer`; returns its log history."""
+    training.num_train_epochs, training.remove_unused_columns = 1, False
+    training.label_names = ["labels", "label_errors"]
+    trainer = Trainer(
+        model=model, args=training, train_dataset=rows, data_collator=SpectrumCollator(extractor),
+        processing_class=extractor, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.remove_callback(ProgressCallback)
+    if not training.disable_tqdm:
+        trainer.add_callback(StageProgress(name, training.train_batch_size * training.world_size))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer.state.log_history
+
+
+# ---------------------------------------------------------------- the stage
+
+
+def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = False) -> Path:
+    """Run one stage, or find it done.
+
+    Args:
+        stage, training: From `read_recipe`; `training.output_dir` is the stage's folder.
+        again: Repeat it although it is done.
+
+    Returns:
+        The folder: model.safetensors, config.json, preprocessor_config.json, stage.json, and label_tie.json if labels
+        were tied.
+
+    Raises:
+        ValueError: See `read_recipe`, `load_parent`, `few_shot.draw_stars`.
+        OSError: The folder cannot be written.
+    """
+    folder, wanted = Path(str(training.output_dir)), fingerprint(stage, training)
+    check_writable(folder)
+    done = folder / DONE_FILE
+    if done.is_file() and not again and json.loads(done.read_text())["fingerprint"] == wanted:
+        logger.info("%s is done already (%s)", stage.stage, folder)
+        return folder
+    begun = folder / "begun.txt"
+    if again or not begun.is_file() or begun.read_text() != wanted:  # checkpoints of another recipe are of no use
+        for old in [*folder.glob("checkpoint-*"), *([folder / "peft"] if (folder / "peft").is_dir() else [])]:
+            shutil.rmtree(old)
+        done.unlink(missing_ok=True)
+        begun.write_text(wanted)
+
+    set_seed(training.seed)
+    if stage.model is None:
+        extractor = new_extractor(stage, training.seed)
+        model = new_model(stage, extractor)
+    else:
+        model, extractor = load_parent(stage)
+    model.set_attn_implementation(stage.attn_implementation)
+    facts: dict[str, Any] = {}
+
+    tie = LabelTie.load(Path(stage.model) / TIE_FILE) if stage.model and (Path(stage.model) / TIE_FILE).is_file() else None
+    synthetic: dict[str, Any] = {
+        "fwhm": stage.fwhm,
+        "sampler": LabelSampler(**stage.sampler),
+        "conditions": ObservingConditions(**stage.observing),
+        "label_error": stage.synthetic_label_error,
+    }
+    if stage.data == "synthetic":
+        rows: Dataset = SyntheticSpectra(
+            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, **synthetic
+        )
+    else:
+        stars = choose_stars(stage, training.seed)
+        observed = Observed.from_spectra(stars, extractor, stage.window)
+        facts["stars"] = observed.star_ids
+        learned = only_learned(stage, extractor.label_names, observed.labels)
+        if stage.tie_labels and tie is None:
+            as_read = predict_on_grid(model, extractor, observed.flux, observed.good).mean
+            tie = LabelTie.fit(
+                extractor.label_names, extractor.label_center, extractor.label_scale, as_read, observed.labels
+            )
+        if stage.readout == "solve":
+            facts["readout"] = solve_readouts(model, extractor, observed, learned, stage, training.seed, synthetic)
+        rows = ObservedSpectra(
+            extractor, observed.flux, observed.good, learned, observed.label_errors, stage.n_spectra, training.seed,
+            noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
+        )  # fmt: skip
+        if stage.replay:
+            # In the few-shot stage the replay shows what the stage sees; before, it keeps the whole range alive.
+            replayed = SyntheticSpectra(
+                extractor, stage.n_spectra, training.seed + 1, context=stage.context, relabel=tie,
+                window=stage.window if stage.n_stars else None, learned=stage.labels, **synthetic,
+            )  # fmt: skip
+            rows = Interleaved(rows, replayed, stage.n_spectra, n_first=round(4 * (1 - stage.replay)), period=4)
+
+    if stage.trainable is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(stage.trainable)))
+        if not any(p.requires_grad for p in model.parameters()):
+            names = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+            raise ValueError(f"trainable {stage.trainable} matches no parameter; they begin with {', '.join(names)}.")
+    history = train(model, extractor, rows, training, stage.stage, last_checkpoint(folder))
+
+    model.set_attn_implementation("sdpa")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    if tie is not None:
+        tie.save(folder / TIE_FILE)
+    finish(folder, stage, training, wanted, history, facts)
+    return folder
+
+
+def solve_readouts(
+    model: SpectraFMForLabelPrediction,
+    extractor: SpectraFMFeatureExtractor,
+    observed: Observed,
+    learned: np.ndarray,
+    stage: StageArguments,
+    seed: int,
+    synthetic: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Solve the mean readout of every learned label on frozen features; changes the model in place, returns what was chosen."""
+    answer = predict_on_grid(model, extractor, observed.flux, observed.good)
+    anchors = SyntheticSpectra(extractor, stage.n_anchors, seed + 2, window=stage.window, **synthetic)
+    _, flux, good, _ = anchors.synthesize(range(len(anchors)))
+    anchor_features = predict_on_grid(model, extractor, flux, good).features
+    chosen = {}
+    for column, name in enumerate(extractor.label_names):
+        measured = np.isfinite(learned[:, column])
+        if not measured.any():
+            continue
+        scaled = (learned[:, column] - extractor.label_center[column]) / extractor.label_scale[column]
+        correction = solve_readout(
+            answer.features[measured, column],
+            (scaled - answer.scaled_mean[:, column])[measured],
+            anchor_features[:, column],
+        )
+        with torch.no_grad():
+            model.head.mean_weight[column] += torch.from_numpy(correction.weight).to(model.head.mean_weight)
+            model.head.mean_bias[column] += correction.bias
+        unit = extractor.label_scale[column]
+        chosen[name] = {
+            "strength": correction.strength,
+            "leave_one_out_rmse": {f"{s:g}": error * unit for s, error in correction.leave_one_out.items()},
+        }
+    return chosen
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and try it, before hours are spent.
+
+    Raises:
+        OSError: It cannot be written; the message says which folder and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("can be written")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be written ({error.strerror}); choose another one with --output.") from error
+
+
+def finish(
+    folder: Path,
+    stage: StageArguments,
+    training: TrainingArguments,
+    wanted: str,
+    history: list[dict[str, float]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write stage.json, the last thing a stage does, and drop the checkpoints."""
+    curve = [
+        {"spectra": round(entry["step"] * training.train_batch_size), "loss": entry["loss"]} for entry in history if "loss" in entry
+    ]
+    record = {
+        "stage": stage.stage,
+        "fingerprint": wanted,
+        "recipe": asdict(stage) | {"model": None if stage.model is None else Path(stage.model).name},
+        "learning_rate": training.learning_rate,
+        "batch_size": training.train_batch_size,
+        "seed": training.seed,
+        "learning_curve": curve,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        **facts,
+    }
+    partial = folder / f"{DONE_FILE}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, folder / DONE_FILE)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / "begun.txt").unlink(missing_ok=True)
