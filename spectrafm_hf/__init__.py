@@ -1,4 +1,7 @@
-"""SpectraFM, native to Hugging Face. Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor."""
+"""SpectraFM, native to Hugging Face.
+
+Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor.
+"""
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 

@@ -27,10 +27,10 @@ from sklearn.model_selection import KFold
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from . import plots
-from .baselines import BASELINES
-from .baselines import _model_sigma as model_sigma
+from .baselines import BASELINES, model_sigma
 from .builders.libraries import Library, load_library
 from .collation import ObservedSpectra, SyntheticSpectra
+from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .hub import CardFacts, render_model_card, results_table
@@ -43,6 +43,7 @@ from .stages import (
     StageArguments,
     fingerprint,
     load_parent,
+    lowest_fe_h,
     only_learned,
     read_recipe,
     recipe_folder,
@@ -139,7 +140,9 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
     return results
 
 
-def rearranged(answer: tuple[np.ndarray, np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def rearranged(
+    answer: tuple[np.ndarray, np.ndarray], truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(mean, sigma) -> predicted, truth, fe_h, sigma as `summarise_subsets` takes them; the label is [Fe/H] itself."""
     return answer[0], truth, truth, answer[1]
 
@@ -155,10 +158,12 @@ def check_test_stars(library: Library, few_shot: StageArguments, n_seeds: int) -
         ValueError: Too few stars to draw from, or no metal-poor test star.
     """
     assert few_shot.n_stars is not None
-    draw_stars(library.split("train"), few_shot.n_stars, few_shot.fe_h_above or -np.inf, seed=0)
+    draw_stars(library.split("train"), few_shot.n_stars, lowest_fe_h(few_shot), seed=0)
     n_poor = sum(star.labels[LABEL] < -1 for star in library.split("test"))
     if n_poor == 0:
-        raise ValueError("the test split has no star with [Fe/H] < -1 dex, so there is nothing to compare; loosen the cuts.")
+        raise ValueError(
+            "the test split has no star with [Fe/H] < -1 dex, so there is nothing to compare; loosen the cuts."
+        )
     if n_poor < WANTED_METAL_POOR:
         logger.warning("only %d metal-poor test stars; %d are wanted for a comparison", n_poor, WANTED_METAL_POOR)
 
@@ -182,7 +187,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     extractor = SpectraFMFeatureExtractor.from_pretrained(parent)
     assert stage.n_stars is not None
-    stars = draw_stars(library.split("train"), stage.n_stars, stage.fe_h_above or -np.inf, training.seed)
+    stars = draw_stars(library.split("train"), stage.n_stars, lowest_fe_h(stage), training.seed)
     learn = Observed.from_spectra(stars, extractor, stage.window)
     test = Observed.from_spectra(library.split("test"), extractor, stage.window)
     column = extractor.label_names.index(LABEL)
@@ -269,11 +274,13 @@ def transformer_from_scratch(
         Mean and sigma of [Fe/H] of the test stars, dex.
     """
     column = extractor.label_names.index(LABEL)
-    config = SpectraFMForLabelPrediction.config_class.from_pretrained(parent)
+    config = SpectraFMConfig.from_pretrained(parent)
     n_stars, batch = len(learn.flux), training.per_device_train_batch_size
     learned = only_learned(stage, extractor.label_names, learn.labels)
 
-    def fit(kept: np.ndarray, n_spectra: int, callbacks: list[TrainerCallback], name: str) -> SpectraFMForLabelPrediction:
+    def fit(
+        kept: np.ndarray, n_spectra: int, callbacks: list[TrainerCallback], name: str
+    ) -> SpectraFMForLabelPrediction:
         set_seed(training.seed)
         model = SpectraFMForLabelPrediction(config)
         model.set_attn_implementation(stage.attn_implementation)
@@ -282,8 +289,8 @@ def transformer_from_scratch(
             model.head.mean_bias[column] = float(scaled.mean())
             model.head.log_var_bias[column] = float(2 * np.log(scaled.std()))
         rows = ObservedSpectra(
-            extractor, learn.flux[kept], learn.good[kept], learned[kept], learn.label_errors[kept], n_spectra, training.seed,
-            noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
+            extractor, learn.flux[kept], learn.good[kept], learned[kept], learn.label_errors[kept], n_spectra,
+            training.seed, noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
         )  # fmt: skip
         train(model, extractor, rows, training, name, callbacks=callbacks)
         return model
@@ -292,7 +299,9 @@ def transformer_from_scratch(
         predicted = predict_on_grid(model, extractor, observed.flux[chosen], observed.good[chosen])
         return predicted.mean[:, column], predicted.sigma[:, column]
 
-    showings = np.unique(np.linspace(stage.n_spectra / n_stars / SCRATCH_CHECKS, stage.n_spectra / n_stars, SCRATCH_CHECKS))
+    showings = np.unique(
+        np.linspace(stage.n_spectra / n_stars / SCRATCH_CHECKS, stage.n_spectra / n_stars, SCRATCH_CHECKS)
+    )
     out_of_fold = np.full((len(showings), 2, n_stars), np.nan)
     folds = KFold(SCRATCH_FOLDS, shuffle=True, random_state=training.seed).split(np.empty(n_stars))
     for number, (kept, left_out) in enumerate(folds, start=1):
@@ -365,13 +374,16 @@ def assemble(
         "selection": library.report.to_dict(),
         "splits": {split: len(library.split(split)) for split in ("train", "validation", "test")},
         "budget": plan.budget,
-        "versions": {name: metadata.version(name) for name in ("spectrafm_hf", "transformers", "torch", "scikit-learn")},
+        "versions": {
+            name: metadata.version(name) for name in ("spectrafm_hf", "transformers", "torch", "scikit-learn")
+        },
     }
     if len(records) > 1:
         results["seeds"] = records
         results["wins"] = {
             name: sum(
-                r["methods"]["spectrafm"]["metal_poor"]["rmse"] < r["methods"][name]["metal_poor"]["rmse"] for r in records
+                r["methods"]["spectrafm"]["metal_poor"]["rmse"] < r["methods"][name]["metal_poor"]["rmse"]
+                for r in records
             )
             for name in METHOD_NAMES
             if not name.startswith("spectrafm")
@@ -382,12 +394,14 @@ def assemble(
 def stage_results(
     plan: TransferPlan, recipes: dict[str, tuple[StageArguments, TrainingArguments]], name: str, library: Library
 ) -> dict[str, Any]:
-    """How good a stage is on what it was trained for, per label: unseen synthetic stars, or the test stars in its window."""
+    """How good a stage is at what it learned, per label: unseen synthetic stars, or the test stars in its window."""
     stage, folder = recipes[name][0], plan.output / name
     model = SpectraFMForLabelPrediction.from_pretrained(folder)
     extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
     if stage.data == "synthetic":
-        unseen = SyntheticSpectra(extractor, 500, seed=1_000_003, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler))
+        unseen = SyntheticSpectra(
+            extractor, 500, seed=1_000_003, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler)
+        )
         labels, flux, good, _ = unseen.synthesize(range(len(unseen)))
         what = f"{len(unseen)} synthetic stars it has not seen"
     else:
@@ -400,7 +414,11 @@ def stage_results(
         "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
         "labels": {
             label: summarise(
-                get_label(label), answer.mean[:, i], labels[:, i], answer.sigma[:, i], tiny if stage.data == "synthetic" else None
+                get_label(label),
+                answer.mean[:, i],
+                labels[:, i],
+                answer.sigma[:, i],
+                tiny if stage.data == "synthetic" else None,
             )
             for i, label in enumerate(extractor.label_names)
         },
@@ -443,7 +461,8 @@ def write_cards(
             chosen = set(record["stars"])
             stars = [star for star in library.split("train") if star.star_id in chosen]
             ranges = {
-                label: (min(s.labels[label] for s in stars), max(s.labels[label] for s in stars)) for label in ("teff", "logg", "fe_h")
+                label: (min(s.labels[label] for s in stars), max(s.labels[label] for s in stars))
+                for label in ("teff", "logg", "fe_h")
             }
             data = f"{len(stars)} stars of MILES (training split), {low:.0f}-{high:.0f} Angstrom"
             data += f"; {stage.replay:.0%} of the spectra shown are synthetic" if stage.replay else ""

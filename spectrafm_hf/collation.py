@@ -1,13 +1,13 @@
-"""Rows -> batches. Synthetic rows are made here, as they are asked for; contexts and noise are drawn only in training.
+"""Rows -> batches. Synthetic rows are made here, as they are asked for; noise and windows are drawn only in training.
 
-A training set is a list of row numbers. Row i of `SyntheticSpectra` depends on (seed, i) alone: not on the batch it is in,
-on the number of processes, or on where a killed run took up again.
+A training set is a list of row numbers. Row i of `SyntheticSpectra` depends on (seed, i) alone: not on the batch it
+is in, on the number of processes, or on where a killed run took up again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,12 @@ from .synthesis.observing import ObservingConditions, observe, smooth_noise
 from .synthesis.sampler import LabelSampler
 
 Row = dict[str, np.ndarray]
+
+
+class SpectraSource(Protocol):
+    """A set that makes a whole batch of rows at once."""
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]: ...
 
 
 def draw_window(rng: np.random.Generator, n_tokens: int, context: int) -> slice:
@@ -65,7 +71,9 @@ class SyntheticSpectra(Dataset):
     ):
         unknown = set(feature_extractor.label_names) - set(LABEL_NAMES)
         if unknown:
-            raise ValueError(f"the Cannon grid knows {', '.join(LABEL_NAMES)}, but {', '.join(sorted(unknown))} was asked for.")
+            raise ValueError(
+                f"the Cannon grid knows {', '.join(LABEL_NAMES)}, but {', '.join(sorted(unknown))} was asked for."
+            )
         self.feature_extractor = feature_extractor
         self.n_spectra, self.seed, self.fwhm, self.context = n_spectra, seed, fwhm, context
         self.sampler, self.conditions = sampler or LabelSampler(), conditions or ObservingConditions()
@@ -84,8 +92,10 @@ class SyntheticSpectra(Dataset):
     def generator(self, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, index]))
 
-    def synthesize(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.random.Generator]]:
-        """Labels (n, 3) in K, dex, dex; observed flux and good (n, n_pixels) on the extractor's grid; the generators."""
+    def synthesize(
+        self, indices: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.random.Generator]]:
+        """Labels (n, 3) in K and dex; observed flux and good (n, n_pixels) on the extractor's grid; the generators."""
         generators = [self.generator(index) for index in indices]
         labels = np.stack([self.sampler.draw(rng) for rng in generators])
         clean = np.clip(self.synthesizer(labels), 0.0, 1.1)  # a cubic model can overshoot in the deepest lines
@@ -195,7 +205,7 @@ class Interleaved(Dataset):
         n_spectra: Length of the whole.
     """
 
-    def __init__(self, first: Dataset, second: Dataset, n_spectra: int, n_first: int = 1, period: int = 2):
+    def __init__(self, first: SpectraSource, second: SpectraSource, n_spectra: int, n_first: int = 1, period: int = 2):
         self.first, self.second, self.n_spectra, self.n_first, self.period = first, second, n_spectra, n_first, period
 
     def __len__(self) -> int:

@@ -34,7 +34,7 @@ class SpectraFMConfig(PreTrainedConfig):
 
     model_type = "spectrafm"
 
-    label_names: list[str] | tuple[str, ...] | None = None
+    label_names: list[str] | tuple[str, ...] = ("teff", "logg", "fe_h")
     patch_size: int = 32
     hidden_size: int = 192
     num_hidden_layers: int = 4
@@ -52,23 +52,27 @@ class SpectraFMConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.label_names = list(self.label_names or ("teff", "logg", "fe_h"))
+        self.label_names = list(self.label_names)
         self.problem_type = self.problem_type or "regression"
         kwargs.setdefault("num_labels", len(self.label_names))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
+        positive = ("patch_size", "hidden_size", "num_hidden_layers", "num_decoder_layers", "num_attention_heads")
+        for name in (*positive, "intermediate_size", "encoding_size", "default_label_error"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and {self.num_attention_heads}."
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
             )
         if self.encoding_size % 2:
             raise ValueError(f"encoding_size must be even (sines and cosines), got {self.encoding_size}.")
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size must be at least 1 pixel, got {self.patch_size}.")
         if not 0 < self.shortest_period < self.longest_period:
             raise ValueError(
-                f"periods must satisfy 0 < shortest < longest, got {self.shortest_period} and {self.longest_period} Angstrom."
+                f"periods must satisfy 0 < shortest < longest, got {self.shortest_period} and {self.longest_period} "
+                "Angstrom."
             )
-        if len(set(self.label_names or ())) != len(self.label_names or ()):
-            raise ValueError(f"label_names must differ from each other, got {self.label_names}.")
+        if not self.label_names or len(set(self.label_names)) != len(self.label_names):
+            raise ValueError(f"label_names must be at least one name, all different, got {self.label_names}.")

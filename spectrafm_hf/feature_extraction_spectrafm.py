@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import BatchFeature
@@ -16,6 +16,9 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 
 from .labels import MISSING_LABEL, get_label
 from .spectra import PseudoContinuum, check_wavelength, rebin
+
+OUTLIER_LEVEL = 100.0
+"""Flux beyond this many times the median flux of its spectrum is no starlight."""
 
 _CACHED = ("wavelength_grid", "_pseudo_continuum")
 
@@ -45,7 +48,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         ValueError: Lists that do not fit each other, an unknown label, an empty range.
     """
 
-    model_input_names = ["flux", "wavelength", "attention_mask"]
+    model_input_names: ClassVar[list[str]] = ["flux", "wavelength", "attention_mask"]
 
     def __init__(
         self,
@@ -83,25 +86,27 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             get_label(name)
         if not len(self.label_names) == len(self.label_center) == len(self.label_scale):
             raise ValueError(
-                f"label_names, label_center and label_scale must have one entry per label, got {len(self.label_names)}, "
-                f"{len(self.label_center)} and {len(self.label_scale)}."
+                "label_names, label_center and label_scale must have one entry per label, got "
+                f"{len(self.label_names)}, {len(self.label_center)} and {len(self.label_scale)}."
             )
         low, high = self.wavelength_range
         if not (0 < low < high and self.pixel_width > 0 and self.smoothing_length > 0 and self.patch_size > 0):
             raise ValueError(
-                f"wavelength_range, pixel_width, smoothing_length (Angstrom) and patch_size (pixels) must be positive and in "
-                f"order, got {self.wavelength_range}, {self.pixel_width}, {self.smoothing_length} and {self.patch_size}."
+                "wavelength_range, pixel_width, smoothing_length (Angstrom) and patch_size (pixels) must be positive, "
+                f"got {self.wavelength_range}, {self.pixel_width}, {self.smoothing_length} and {self.patch_size}."
             )
         n_pixels = self.wavelength_grid.size
         for name, norm in (("flux_center", self.flux_center), ("flux_scale", self.flux_scale)):
             if norm is not None and len(norm) != n_pixels:
-                raise ValueError(f"{name} must have one entry per pixel of wavelength_grid ({n_pixels}), got {len(norm)}.")
+                raise ValueError(
+                    f"{name} must have one entry per pixel of wavelength_grid ({n_pixels}), got {len(norm)}."
+                )
 
     # ------------------------------------------------------------ grid
 
     @cached_property
     def wavelength_grid(self) -> np.ndarray:
-        """Centres of the model's pixels, vacuum Angstrom, shape (n_pixels,), whole tokens that cover wavelength_range."""
+        """Centres of the model's pixels, vacuum Angstrom, shape (n_pixels,): whole tokens that cover the range."""
         token = self.patch_size * self.pixel_width
         first, last = np.floor(self.wavelength_range[0] / token), np.ceil(self.wavelength_range[1] / token)
         return self.pixel_width * (np.arange(first * self.patch_size, last * self.patch_size) + 0.5)
@@ -129,6 +134,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: Shapes differ, no wavelength in range, no good pixel.
         """
+        masked = np.ma.getmaskarray(np.ma.asarray(flux))  # np.asarray would drop a MaskedArray's mask without a word
         flux, wavelength = np.asarray(flux, dtype=np.float64), np.asarray(wavelength, dtype=np.float64)
         bad = np.zeros(flux.shape, bool) if bad_pixel is None else np.asarray(bad_pixel, dtype=bool)
         if flux.ndim != 1 or flux.shape != wavelength.shape or bad.shape != flux.shape:
@@ -137,7 +143,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 f"{flux.shape}, {wavelength.shape} and {bad.shape}."
             )
         check_wavelength(wavelength, *self.wavelength_range)
-        good = np.isfinite(flux) & ~bad
+        good = np.isfinite(flux) & ~bad & ~masked
+        if (
+            good.any()
+        ):  # cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them
+            good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * np.median(np.abs(flux[good]))
         order = np.argsort(wavelength, kind="stable")
         wavelength, flux, good = wavelength[order], np.where(good, flux, 0.0)[order], good[order]
         # Overlapping orders and duplicates: one pixel per wavelength, the mean of its good ones.
@@ -150,8 +160,9 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if covered.sum() < self.min_good_pixels or not (level := np.median(np.abs(resampled[covered]))) > 0:
             raise ValueError(
                 f"a spectrum needs at least {self.min_good_pixels} good pixel(s) with flux in "
-                f"{self.wavelength_range[0]:.0f}-{self.wavelength_range[1]:.0f} vacuum Angstrom, got {int(covered.sum())} of "
-                f"{int(good.size)}. Is bad_pixel inverted (True = do not trust), or the flux all zero or NaN?"
+                f"{self.wavelength_range[0]:.0f}-{self.wavelength_range[1]:.0f} vacuum Angstrom, got "
+                f"{int(covered.sum())} of {int(good.size)}. Is bad_pixel inverted (True = do not trust), or the flux "
+                "all zero or NaN?"
             )
         return resampled / level, covered
 
@@ -162,11 +173,13 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
 
         Outliers are found and the pseudo-continuum taken again without them, so that a spike does not drag it along.
         """
-        for _ in range(2):
+        for attempt in range(2):
             continuum = self._pseudo_continuum(flux, good)
             with np.errstate(invalid="ignore", divide="ignore"):
                 normalised = flux / continuum
-                outlier = ~((normalised > self.flux_range[0]) & (normalised < self.flux_range[1]) & (continuum > 0))
+                outside = ~((normalised > self.flux_range[0]) & (normalised < self.flux_range[1]))
+            # A deep negative spike can pull the continuum below 0 around it: first it goes, then the rest is judged.
+            outlier = np.where(continuum > 0, outside, (flux <= 0) | (attempt > 0))
             if not (good & outlier).any():
                 break
             good = good & ~outlier
@@ -186,7 +199,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self.flux_scale = np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4).tolist()
 
     def scale(self, normalised: np.ndarray, good: np.ndarray) -> np.ndarray:
-        """Normalised flux -> zero mean and unit spread per pixel over the training spectra; 0 where missing; float32."""
+        """Normalised flux -> zero mean and unit spread per pixel over the training spectra; 0 where missing."""
         center = 1.0 if self.flux_center is None else np.asarray(self.flux_center, dtype=np.float32)
         spread = 0.1 if self.flux_scale is None else np.asarray(self.flux_scale, dtype=np.float32)
         return np.where(good, (normalised - center) / spread, 0.0).astype(np.float32)
@@ -224,7 +237,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         bad = [None] * len(spectra) if bad_pixel is None else [bad_pixel] if single else list(bad_pixel)
         if not len(spectra) == len(wavelengths) == len(bad):
             raise ValueError(
-                f"as many wavelength and bad_pixel arrays as spectra are needed, got {len(wavelengths)} and {len(bad)} for {len(spectra)}."
+                f"as many wavelength and bad_pixel arrays as spectra are needed, got {len(wavelengths)} and {len(bad)} "
+                f"for {len(spectra)}."
             )
         features = []
         for index, spectrum in enumerate(zip(spectra, wavelengths, bad, strict=True)):
@@ -234,7 +248,12 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"spectrum {index} of {len(spectra)}: {error}") from error
         batch = self.pad(features)
         if labels is not None:
-            batch["labels"], batch["label_errors"] = self.encode_labels(labels, label_errors)
+            errors = None if label_errors is None else np.atleast_2d(label_errors)
+            batch["labels"], batch["label_errors"] = self.encode_labels(np.atleast_2d(labels), errors)
+            if len(batch["labels"]) != len(spectra):
+                raise ValueError(
+                    f"one row of labels per spectrum is needed, got {len(batch['labels'])} for {len(spectra)}."
+                )
         return batch.convert_to_tensors(return_tensors)
 
     def _prepare(self, flux: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
@@ -242,17 +261,27 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         scaled, good = self.scale(normalised, good)[0], good[0]
         if good.sum() < self.min_good_pixels:
             raise ValueError(
-                f"only {int(good.sum())} good pixel(s) are left after outliers (normalised flux outside {self.flux_range}) were dropped."
+                f"only {int(good.sum())} good pixel(s) are left after outliers (normalised flux outside "
+                f"{self.flux_range}) were dropped."
             )
         return self.cut_tokens(scaled, good)
 
     def cut_tokens(self, scaled: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
         """One spectrum on the grid, shape (n_pixels,) -> the run of tokens from its first to its last good pixel."""
         tokens = np.flatnonzero(good.reshape(-1, self.patch_size).any(axis=1))
+        if tokens.size == 0:
+            raise ValueError(
+                f"no good pixel is left: normalised flux lies outside {self.flux_range} everywhere, or every pixel is "
+                "flagged. Is bad_pixel inverted (True = do not trust)?"
+            )
         run = slice(tokens[0] * self.patch_size, (tokens[-1] + 1) * self.patch_size)
-        return {"flux": scaled[run], "wavelength": self.wavelength_grid[run], "attention_mask": good[run].astype(np.int64)}
+        return {
+            "flux": scaled[run],
+            "wavelength": self.wavelength_grid[run],
+            "attention_mask": good[run].astype(np.int64),
+        }
 
-    def pad(self, processed_features: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+    def pad(self, processed_features: Any, *unused: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
         """Pad spectra to the longest one with masked pixels, which change no prediction."""
         length = max(len(row["flux"]) for row in processed_features)
         batch = {
@@ -272,8 +301,12 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """
         center, scale = np.asarray(self.label_center), np.asarray(self.label_scale)
         labels = np.asarray(labels, dtype=np.float64)
+        if labels.shape[-1:] != (len(self.label_names),):
+            raise ValueError(f"labels must have one column per label {self.label_names}, got shape {labels.shape}.")
         default = np.array([get_label(name).default_error for name in self.label_names])
         errors = np.full(labels.shape, np.nan) if label_errors is None else np.asarray(label_errors, dtype=np.float64)
+        if errors.shape != labels.shape:
+            raise ValueError(f"label_errors must have the shape of labels {labels.shape}, got {errors.shape}.")
         with np.errstate(invalid="ignore"):
             errors = np.where(np.isfinite(errors) & (errors > 0), errors, default)
         scaled = np.where(np.isfinite(labels), (labels - center) / scale, MISSING_LABEL)
@@ -291,7 +324,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """
         mean = np.asarray(label_mean.detach().cpu() if hasattr(label_mean, "detach") else label_mean, dtype=np.float64)
         decoded = {
-            name: {"value": mean[..., i] * self.label_scale[i] + self.label_center[i]} for i, name in enumerate(self.label_names)
+            name: {"value": mean[..., i] * self.label_scale[i] + self.label_center[i]}
+            for i, name in enumerate(self.label_names)
         }
         if label_log_var is not None:
             log_var = np.asarray(

@@ -1,9 +1,10 @@
 """Learning from 100 stars without unlearning the rest.
 
-The stars at hand are metal-rich; the model must stay right about metal-poor ones. Anything fitted freely to the former
-bends away from the latter, and no cross-validation among the former can see it. So the encoder stays frozen, and the new
-linear readout of a label may differ from the pre-trained one only in ways that hold still over synthetic stars of every
-metallicity: a constant is free, the rest pays. How much it pays is chosen by leave-one-out inside the 100 stars.
+The stars at hand are metal-rich; the model must stay right about metal-poor ones. Anything fitted freely to the
+former bends away from the latter, and no cross-validation among the former can see it. So the encoder stays frozen,
+and the new linear readout of a label may differ from the pre-trained one only in ways that hold still over synthetic
+stars of every metallicity: a constant is free, the rest pays. How much it pays is chosen by leave-one-out inside the
+100 stars.
 """
 
 from __future__ import annotations

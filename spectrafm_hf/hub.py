@@ -43,8 +43,8 @@ STAGES = {
         Stage(
             "3-few-shot",
             3,
-            "A transformer pre-trained on synthetic and observed spectra, then fine-tuned on a few metal-rich stars in a\n"
-            "wavelength window where it had not seen real ones. It reads [Fe/H] there, of metal-poor stars too.",
+            "A transformer pre-trained on synthetic and observed spectra, then fine-tuned on a few metal-rich stars\n"
+            "in a wavelength window where it had not seen real ones. It reads [Fe/H] there, of metal-poor stars too.",
         ),
     )
 }
@@ -266,7 +266,7 @@ def _cell(rmse: Sequence[float], mark: str) -> str:
     """RMSE of one seed, or mean and standard deviation of several."""
     if not rmse:
         return "no star"
-    text = f"{rmse[0]:.3f}" if len(rmse) == 1 else f"{np.mean(rmse):.2f} \u00b1 {np.std(rmse, ddof=1):.2f}"
+    text = f"{rmse[0]:.3f}" if len(rmse) == 1 else f"{np.mean(rmse):.2f}\u00b1{np.std(rmse, ddof=1):.2f}"
     return f"{mark}{text}{mark}"
 
 

@@ -1,6 +1,7 @@
-"""SpectraFM: a Transformer whose tokens are flux values placed by their wavelength (Koblischke & Bovy 2024, arXiv 2411.04750).
+"""SpectraFM: a Transformer whose tokens are flux values placed by their wavelength.
 
-Read from top to bottom, a spectrum goes: pixels -> tokens -> encoder -> label queries -> mean and variance -> likelihood.
+After Koblischke & Bovy (2024, arXiv 2411.04750); written anew.
+Read from top to bottom, a spectrum goes: pixels -> tokens -> encoder -> label queries -> mean, variance -> likelihood.
 Tokens carry no order. The wavelength encoding is the only thing that says where a token sits, so pixels from any
 instrument can be given in any order and any number.
 """
@@ -20,11 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import SpectraFMConfig
-
 
 # ---------------------------------------------------------------- pixels -> tokens
 
@@ -35,20 +35,29 @@ class WavelengthEncoding(nn.Module):
     The phase is computed in float64: at 15,000 Angstrom bfloat16 steps by 64 Angstrom, float32 by 0.001.
     """
 
+    wavenumber: Tensor
+
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.config = config
         self.register_buffer("wavenumber", self.initial_wavenumber(), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WavelengthEncoding":
+        """Moves to another device with the model, but stays in float64 when the model becomes half or float."""
+        super()._apply(fn, recurse)
+        if self.wavenumber.dtype != torch.float64:
+            self.wavenumber = self.initial_wavenumber().to(self.wavenumber.device)
+        return self
+
     def initial_wavenumber(self) -> Tensor:
-        """2 pi / period, shape (encoding_size / 2,), radians per Angstrom, float64; periods evenly spaced in their logarithm."""
+        """2 pi / period, shape (encoding_size / 2,), radians per Angstrom, float64; even in log period."""
         low, high = math.log10(self.config.shortest_period), math.log10(self.config.longest_period)
         period = torch.logspace(low, high, self.config.encoding_size // 2, dtype=torch.float64)
         return 2 * math.pi / period
 
     def forward(self, wavelength: Tensor) -> Tensor:
         """(batch, n_tokens) vacuum Angstrom -> (batch, n_tokens, encoding_size), float32."""
-        phase = wavelength.double()[..., None] * self.wavenumber.double()
+        phase = wavelength.double()[..., None] * self.wavenumber
         return torch.cat([phase.sin(), phase.cos()], dim=-1).float()
 
 
@@ -71,7 +80,7 @@ class SpectraFMEmbeddings(nn.Module):
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, flux: Tensor, wavelength: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, n_tokens, hidden_size) and the mask of those with at least one good pixel (batch, n_tokens)."""
+        """Tokens (batch, n_tokens, hidden_size), and True for those with a good pixel (batch, n_tokens)."""
         batch, n_pixels = flux.shape
         patches = (batch, n_pixels // self.patch_size, self.patch_size)
         good = attention_mask.bool().reshape(patches)
@@ -98,7 +107,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention with its weights in the open: softmax(q k / sqrt(d) + mask) v; q, k, v are (batch, heads, length, d)."""
+    """Attention with its weights in the open: softmax(q k / sqrt(d) + mask) v; each (batch, heads, length, d)."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -125,7 +134,7 @@ class SpectraFMAttention(nn.Module):
     def forward(
         self, queries: Tensor, tokens: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """queries (batch, n_queries, d), tokens (batch, n_tokens, d) -> (batch, n_queries, d) and the attention weights."""
+        """queries (batch, n_queries, d), tokens (batch, n_tokens, d) -> (batch, n_queries, d) and the weights."""
 
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -147,7 +156,7 @@ class SpectraFMAttention(nn.Module):
 
 
 class SpectraFMCrossAttention(SpectraFMAttention):
-    """The same, from label queries to the encoded spectrum; a class of its own so that its weights are recorded apart."""
+    """The same, from label queries to the encoded spectrum; its own class, so that its weights are recorded apart."""
 
 
 class SpectraFMMLP(nn.Module):
@@ -182,7 +191,10 @@ class SpectraFMEncoderLayer(GradientCheckpointingLayer):
 
 
 class SpectraFMDecoderLayer(GradientCheckpointingLayer):
-    """Each label query reads the encoded spectrum. Queries do not see each other: asking for more labels changes no answer."""
+    """Each label query reads the encoded spectrum.
+
+    Queries do not see each other, so asking for more labels changes no answer.
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -227,7 +239,9 @@ class SpectraFMLabelHead(nn.Module):
 def gaussian_nll(
     mean: Tensor, log_var: Tensor, labels: Tensor, label_errors: Tensor, n_labels: Tensor | float | None = None
 ) -> Tensor:
-    r"""Negative log-likelihood in nats of the measured labels, :math:`\frac12 [(y-\mu)^2/v + \ln v]`, :math:`v = e^{s} + \sigma_y^2`.
+    r"""Negative log-likelihood of the measured labels, nats: :math:`\frac12 [(y-\mu)^2/v + \ln v]`.
+
+    The variance is the model's own plus the published one, :math:`v = e^{s} + \sigma_y^2`.
 
     Args:
         mean: :math:`\mu`, shape (batch, n_labels), scaled units.
@@ -290,7 +304,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     config: SpectraFMConfig
     base_model_prefix = "encoder"
     main_input_name = "flux"
-    input_modalities = ("time",)
+    input_modalities = ["time"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["SpectraFMEmbeddings", "SpectraFMEncoderLayer", "SpectraFMDecoderLayer"]
     _supports_sdpa = True
@@ -347,6 +361,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             )
         attention_mask = torch.ones_like(flux) if attention_mask is None else attention_mask
         hidden_states, token_mask = self.embeddings(flux, wavelength, attention_mask)
+        if not torch.compiler.is_compiling() and not token_mask.any(dim=-1).all():
+            empty = (~token_mask.any(dim=-1)).nonzero().flatten().tolist()
+            raise ValueError(f"every spectrum needs at least one good pixel; attention_mask is all 0 in rows {empty}.")
         bidirectional_mask = create_bidirectional_mask(self.config, hidden_states, token_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, bidirectional_mask, **kwargs)
@@ -366,8 +383,8 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
         self.head = SpectraFMLabelHead(config)
         self.post_init()
 
-    @can_return_tuple
     @merge_with_config_defaults
+    @capture_outputs
     def forward(
         self,
         flux: Tensor,

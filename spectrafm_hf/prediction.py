@@ -58,7 +58,9 @@ class Observed:
             good.append(usable & inside)
 
         def table(of: str) -> np.ndarray:
-            return np.array([[getattr(s, of).get(n, np.nan) for n in extractor.label_names] for s in spectra], dtype=float)
+            return np.array(
+                [[getattr(s, of).get(n, np.nan) for n in extractor.label_names] for s in spectra], dtype=float
+            )
 
         return cls([s.star_id for s in spectra], np.stack(flux), np.stack(good), table("labels"), table("label_errors"))
 

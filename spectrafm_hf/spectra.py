@@ -56,7 +56,9 @@ class Spectrum:
                 raise ValueError(
                     f"{self.star_id}: {name} must be 1-D with one value per wavelength {shape}, got {array.shape}."
                 )
-        if not (np.isfinite(self.wavelength).all() and (self.wavelength > 0).all() and (np.diff(self.wavelength) > 0).all()):
+        if not (
+            np.isfinite(self.wavelength).all() and (self.wavelength > 0).all() and (np.diff(self.wavelength) > 0).all()
+        ):
             raise ValueError(f"{self.star_id}: wavelength must be finite, positive and increasing (vacuum Angstrom).")
 
 
@@ -94,12 +96,14 @@ def check_wavelength(wavelength: np.ndarray, low: float, high: float) -> None:
     if not np.isfinite(wavelength).all() or (wavelength <= 0).any():
         raise ValueError(
             "wavelength must be finite and positive (vacuum Angstrom), got "
-            f"{int((~np.isfinite(wavelength)).sum())} non-finite and {int((wavelength <= 0).sum())} non-positive values; drop those pixels."
+            f"{int((~np.isfinite(wavelength)).sum())} non-finite and {int((wavelength <= 0).sum())} non-positive values; "
+            "drop those pixels."
         )
     if not ((wavelength >= low) & (wavelength <= high)).any():
         raise ValueError(
             f"no pixel lies in [{low:.0f}, {high:.0f}] vacuum Angstrom, where this model works; got "
-            f"[{wavelength.min():.6g}, {wavelength.max():.6g}]. Nanometres? Multiply by 10. Microns? By 1e4. Logarithmic? Take 10**x first."
+            f"[{wavelength.min():.6g}, {wavelength.max():.6g}]. Nanometres? Multiply by 10. Microns? By 1e4. "
+            "Logarithmic? Take 10**x first."
         )
 
 
@@ -189,7 +193,7 @@ class PseudoContinuum:
         return at_nodes[..., self._left] * (1 - self._right_weight) + at_nodes[..., self._left + 1] * self._right_weight
 
     def __call__(self, flux: np.ndarray, good: np.ndarray) -> np.ndarray:
-        """Pseudo-continuum of a batch: flux and good (..., n_pixels) -> (..., n_pixels), float32; NaN without good pixels near."""
+        """Flux and good (..., n_pixels) -> pseudo-continuum (..., n_pixels), float32; NaN far from any good pixel."""
         weight = good.astype(np.float32)
         total = self._smooth(weight)
         with np.errstate(invalid="ignore", divide="ignore"):

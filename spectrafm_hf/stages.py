@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -21,8 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    HfArgumentParser,
+    PreTrainedConfig,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from .builders.libraries import load_library
 from .collation import Interleaved, ObservedSpectra, SpectrumCollator, SyntheticSpectra
@@ -122,6 +133,31 @@ def recipe_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "training" / "recipes"
 
 
+def _names(kind: type) -> set[str]:
+    return {f.name for f in fields(kind) if f.init}
+
+
+SECTIONS: Mapping[str, set[str]] = {
+    "architecture": _names(SpectraFMConfig) - _names(PreTrainedConfig),
+    "extractor": set(inspect.signature(SpectraFMFeatureExtractor.__init__).parameters) - {"self", "kwargs"},
+    "sampler": _names(LabelSampler),
+    "observing": _names(ObservingConditions),
+}
+"""Keys that the nested parts of a recipe may have."""
+
+
+def check_keys(where: str, given: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse a key that nobody knows.
+
+    Raises:
+        ValueError: Names the key and the nearest one that exists.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"{where} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+
+
 def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
     """Read one page of YAML; `changes` go over it.
 
@@ -139,24 +175,25 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path} must hold `key: value` lines, got {type(recipe).__name__}.")
     recipe |= changes
-    known = {f.name for kind in (StageArguments, TrainingArguments) for f in fields(kind) if f.init}
-    for key in recipe:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"recipe {path.name} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    check_keys(f"recipe {path.name}", recipe, _names(StageArguments) | _names(TrainingArguments))
+    for section, wanted in SECTIONS.items():
+        check_keys(f"recipe {path.name}, {section}:", recipe.get(section) or {}, wanted)
     missing = [f.name for f in fields(StageArguments)[:4] if f.name not in recipe]
     if missing:
         raise ValueError(f"recipe {path.name} lacks {', '.join(missing)}.")
     for key in ("learning_rate", "weight_decay", "warmup_steps"):
         if isinstance(recipe.get(key), str):
-            raise ValueError(f"recipe {path.name}: {key} must be a number, got text {recipe[key]!r}; YAML wants 1.0e-4, not 1e-4.")
+            raise ValueError(
+                f"recipe {path.name}: {key} must be a number, got text {recipe[key]!r}; YAML wants 1.0e-4, not 1e-4."
+            )
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     recipe = {"use_cpu": not accelerator, "output_dir": f"runs/{recipe['stage']}"} | recipe
     if recipe.get("bf16") and not accelerator and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logger.warning("this processor has no bfloat16 instructions: training in float32, which is slower")
         recipe["bf16"] = False
     try:
-        stage, training = HfArgumentParser((StageArguments, TrainingArguments)).parse_dict(recipe)
+        parser = HfArgumentParser([StageArguments, TrainingArguments])  # type: ignore[list-item]
+        stage, training = parser.parse_dict(recipe)
     except (TypeError, ValueError) as error:
         raise ValueError(f"recipe {path.name}: {error}") from error
     return stage, training
@@ -169,8 +206,8 @@ def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
         done = Path(stage.model) / DONE_FILE
         parent = json.loads(done.read_text())["fingerprint"] if done.is_file() else [stage.model, stage.model_revision]
     decisive = (
-        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-        "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "seed", "optim",
+        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+        "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "seed", "optim",
     )  # fmt: skip
     told = asdict(stage) | {"model": parent, "model_revision": None} | {key: getattr(training, key) for key in decisive}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
@@ -181,7 +218,7 @@ def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
 
 def new_extractor(stage: StageArguments, seed: int) -> SpectraFMFeatureExtractor:
     """The extractor of a model without a parent; mean and spread of each pixel from 2,000 synthetic spectra."""
-    extractor = SpectraFMFeatureExtractor(label_names=stage.labels, wavelength_range=stage.window, **stage.extractor)
+    extractor = SpectraFMFeatureExtractor(stage.labels, wavelength_range=stage.window, **stage.extractor)
     clean = SyntheticSpectra(extractor, 2000, seed=seed, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler))
     labels = np.stack([clean.sampler.draw(clean.generator(index)) for index in range(len(clean))])
     flux = np.clip(clean.synthesizer(labels), 0.0, 1.1)
@@ -190,7 +227,12 @@ def new_extractor(stage: StageArguments, seed: int) -> SpectraFMFeatureExtractor
 
 
 def new_model(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> SpectraFMForLabelPrediction:
-    config = SpectraFMConfig(label_names=extractor.label_names, patch_size=extractor.patch_size, **stage.architecture)
+    try:
+        config = SpectraFMConfig(
+            label_names=extractor.label_names, patch_size=extractor.patch_size, **stage.architecture
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"architecture: {' '.join(str(error).split())}") from error
     return SpectraFMForLabelPrediction(config)
 
 
@@ -206,8 +248,8 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
         extractor = SpectraFMFeatureExtractor.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run the "
-            f"stage before this one first, or correct `model:` in the recipe ({' '.join(str(error).split())[:200]})."
+            f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run "
+            f"the stage before this one first, or correct `model:` in the recipe ({' '.join(str(error).split())[:200]})."
         ) from error
     return model, extractor
 
@@ -215,10 +257,14 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
 def choose_stars(stage: StageArguments, seed: int) -> list[Spectrum]:
     """The stage's training stars: all of the training split, or the few drawn by the seed."""
     stars = load_library(stage.data, split="train").spectra
-    limit = -np.inf if stage.fe_h_above is None else stage.fe_h_above
     if stage.n_stars is not None:
-        return draw_stars(stars, stage.n_stars, limit, seed)
-    return [star for star in stars if star.labels["fe_h"] > limit]
+        return draw_stars(stars, stage.n_stars, lowest_fe_h(stage), seed)
+    return [star for star in stars if star.labels["fe_h"] > lowest_fe_h(stage)]
+
+
+def lowest_fe_h(stage: StageArguments) -> float:
+    """The recipe's limit on [Fe/H], dex; minus infinity if it sets none."""
+    return -np.inf if stage.fe_h_above is None else stage.fe_h_above
 
 
 def only_learned(stage: StageArguments, names: list[str], labels: np.ndarray) -> np.ndarray:
@@ -274,7 +320,9 @@ def train(
     trainer.remove_callback(ProgressCallback)
     if not training.disable_tqdm:
         trainer.add_callback(StageProgress(name, training.train_batch_size * training.world_size))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    # NumPy makes the rows in this process. Its own threads, waiting busily, would take the processors from torch's.
+    with threadpool_limits(limits=1, user_api="blas"):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer.state.log_history
 
 
@@ -318,7 +366,11 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
     model.set_attn_implementation(stage.attn_implementation)
     facts: dict[str, Any] = {}
 
-    tie = LabelTie.load(Path(stage.model) / TIE_FILE) if stage.model and (Path(stage.model) / TIE_FILE).is_file() else None
+    tie = (
+        LabelTie.load(Path(stage.model) / TIE_FILE)
+        if stage.model and (Path(stage.model) / TIE_FILE).is_file()
+        else None
+    )
     synthetic: dict[str, Any] = {
         "fwhm": stage.fwhm,
         "sampler": LabelSampler(**stage.sampler),
@@ -381,7 +433,7 @@ def solve_readouts(
     seed: int,
     synthetic: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Solve the mean readout of every learned label on frozen features; changes the model in place, returns what was chosen."""
+    """Solve the mean readout of each learned label on frozen features, in place; returns what was chosen."""
     answer = predict_on_grid(model, extractor, observed.flux, observed.good)
     anchors = SyntheticSpectra(extractor, stage.n_anchors, seed + 2, window=stage.window, **synthetic)
     _, flux, good, _ = anchors.synthesize(range(len(anchors)))
@@ -420,7 +472,9 @@ def check_writable(folder: Path) -> None:
         probe.write_text("can be written")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"the folder {folder} cannot be written ({error.strerror}); choose another one with --output.") from error
+        raise OSError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another one with --output."
+        ) from error
 
 
 def finish(
@@ -433,7 +487,9 @@ def finish(
 ) -> None:
     """Write stage.json, the last thing a stage does, and drop the checkpoints."""
     curve = [
-        {"spectra": round(entry["step"] * training.train_batch_size), "loss": entry["loss"]} for entry in history if "loss" in entry
+        {"spectra": round(entry["step"] * training.train_batch_size), "loss": entry["loss"]}
+        for entry in history
+        if "loss" in entry
     ]
     record = {
         "stage": stage.stage,

@@ -82,7 +82,7 @@ def test_cards_of_all_stages_have_no_holes(stage, results, stage_results):
     card = render_model_card(results if stage == "3-few-shot" else stage_results, stage, FACTS)
     body = card.split("---\n", 2)[2]
     assert f"**{stage}**" in body
-    assert not re.search(r"\|\s*\|\s*[^-|\s]", body.replace("| | |\n", ""))  # no empty cell but in the head of a list
+    assert not re.search(r"\| *\|", body.replace("| | |\n", ""))  # no empty cell but in the head of a list
     assert not re.search(r"nan|None|\{\{|\}\}|Undefined|\n\n\n", body)
     assert ("MILES: " in body) == (stage != "1-synthetic")
 
@@ -178,7 +178,7 @@ def test_no_metal_poor_star_is_said(results):
 def test_seeds_give_mean_and_deviation(results):
     seeds = [results, few_shot_results(1), few_shot_results(2)]
     rmse = [record["methods"]["ridge"]["metal_poor"]["rmse"] for record in seeds]
-    cell = f"{np.mean(rmse):.2f} \u00b1 {np.std(rmse, ddof=1):.2f}"
+    cell = f"{np.mean(rmse):.2f}\u00b1{np.std(rmse, ddof=1):.2f}"
     assert cell in render_model_card(results | {"seeds": seeds}, "3-few-shot", FACTS)
     table = results_table(results | {"seeds": seeds})
     assert cell in table

@@ -24,7 +24,10 @@ from safetensors.numpy import save_file
 
 from spectrafm_hf.synthesis.cannon import GRID_FILE, LABEL_NAMES, vectorize
 
-PICKLES = {"cool": "cannongrid_3000_18000_coolstars_norm_cubic_model.pkl", "hot": "cannongrid_3000_18000_hotdwarfs_norm_cubic_model.pkl"}
+PICKLES = {
+    "cool": "cannongrid_3000_18000_coolstars_norm_cubic_model.pkl",
+    "hot": "cannongrid_3000_18000_hotdwarfs_norm_cubic_model.pkl",
+}
 MARGIN = 200  # pixels (20 Angstrom) dropped at the red end: any line-spread function needs a margin there, and the file stays under 12 MB
 TOLERANCE = 1e-4
 
@@ -45,7 +48,9 @@ class ArrayUnpickler(pickle.Unpickler):
 def convert(name: str, published: dict[str, Any]) -> dict[str, np.ndarray]:
     """One published model -> the tensors of `spectrafm_hf.synthesis.cannon`, checked to `TOLERANCE` in flux."""
     if tuple(label.lower() for label in published["vectorizer"][1]["label_names"]) != ("teff", "logg", "feh"):
-        raise ValueError(f"{name}: expected the labels TEFF, LOGG, FEH, got {published['vectorizer'][1]['label_names']}")
+        raise ValueError(
+            f"{name}: expected the labels TEFF, LOGG, FEH, got {published['vectorizer'][1]['label_names']}"
+        )
     labels = np.asarray(published["training_set_labels"], dtype=np.float64)
     theta = published["theta"][:-MARGIN]
     powers = np.zeros((theta.shape[1], len(LABEL_NAMES)), dtype=np.int8)  # row 0 is the constant term
@@ -75,7 +80,9 @@ def convert(name: str, published: dict[str, Any]) -> dict[str, np.ndarray]:
         f"{name}.fiducial": fiducial,
         f"{name}.label_scale": scale,
     }
-    return {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}  # safetensors stores the buffer as it lies
+    return {
+        key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()
+    }  # safetensors stores the buffer as it lies
 
 
 def main() -> None:
@@ -87,7 +94,10 @@ def main() -> None:
         with wheel.open(f"doppler/data/{file}") as stream:
             published = ArrayUnpickler(stream, encoding="latin1").load()
         start, step = published["dispersion"][0], 0.1
-        if not np.allclose(published["dispersion"], start + step * np.arange(len(published["dispersion"]))) or published["wavevac"]:
+        if (
+            not np.allclose(published["dispersion"], start + step * np.arange(len(published["dispersion"])))
+            or published["wavevac"]
+        ):
             raise ValueError(f"{name}: expected air wavelengths every {step} Angstrom")
         tensors |= convert(name, published)
     metadata = {

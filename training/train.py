@@ -26,14 +26,19 @@ def main() -> int:
     parser.add_argument("--n-spectra", type=int, help="budget, over the recipe's")
     parser.add_argument("--again", action="store_true", help="repeat the stage although it is done")
     asked = parser.parse_args()
-    changes: dict[str, Any] = {"output_dir": asked.output and str(asked.output), "model": asked.model, "seed": asked.seed}
+    changes: dict[str, Any] = {
+        "output_dir": asked.output and str(asked.output),
+        "model": asked.model,
+        "seed": asked.seed,
+    }
     changes["n_spectra"] = asked.n_spectra
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("spectrafm_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()  # of saving and loading; the stage has a bar of its own
     try:
         folder = run_stage(
-            *read_recipe(asked.recipe, **{key: value for key, value in changes.items() if value is not None}), again=asked.again
+            *read_recipe(asked.recipe, **{key: value for key, value in changes.items() if value is not None}),
+            again=asked.again,
         )
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)

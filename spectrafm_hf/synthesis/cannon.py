@@ -71,7 +71,9 @@ class CannonSynthesizer:
 
     def __post_init__(self) -> None:
         if (self.fwhm is None) == (self.resolving_power is None):
-            raise ValueError("give either fwhm (Angstrom) or resolving_power (lambda / FWHM), not both and not neither.")
+            raise ValueError(
+                "give either fwhm (Angstrom) or resolving_power (lambda / FWHM), not both and not neither."
+            )
         if self.model not in BOUNDS:
             raise ValueError(f"model must be one of {', '.join(BOUNDS)}, got {self.model!r}.")
         width = self.fwhm if self.fwhm is not None else float(self.wavelength[-1]) / float(self.resolving_power or 1)
@@ -79,7 +81,9 @@ class CannonSynthesizer:
             start, step = (float(grid.metadata()[key]) for key in ("wavelength_start", "wavelength_step"))
             stored = grid.get_slice(f"{self.model}.components")
             n_native = stored.get_shape()[1]
-            margin = 4 * width * FWHM_TO_SIGMA + 2.0  # Angstrom on either side, for the wings of the line-spread function
+            margin = (
+                4 * width * FWHM_TO_SIGMA + 2.0
+            )  # Angstrom on either side, for the wings of the line-spread function
             low, high = vacuum_to_air(self.wavelength[[0, -1]]) + [-margin, margin]
             first, last = int(np.floor((low - start) / step)), int(np.ceil((high - start) / step)) + 1
             if first < 0 or last > n_native:
@@ -89,9 +93,13 @@ class CannonSynthesizer:
                     f"[{self.wavelength[0]:.6g}, {self.wavelength[-1]:.6g}]."
                 )
             components = stored[:, first:last] * grid.get_tensor(f"{self.model}.component_scale")[:, None]
-            table = {name: grid.get_tensor(f"{self.model}.{name}") for name in ("rotation", "powers", "fiducial", "label_scale")}
+            table = {
+                name: grid.get_tensor(f"{self.model}.{name}")
+                for name in ("rotation", "powers", "fiducial", "label_scale")
+            }
         native = air_to_vacuum(start + step * np.arange(first, last))
-        observed = rebin(*self._convolve(native, components), np.ones(native.size, bool), self.wavelength)[0]
+        seen, components = self._convolve(native, components)
+        observed, _ = rebin(seen, components, np.ones(seen.size, bool), self.wavelength)
         object.__setattr__(self, "_coefficients", table["rotation"] @ observed)
         object.__setattr__(self, "_table", table)
 

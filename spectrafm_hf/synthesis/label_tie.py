@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,19 +63,22 @@ class LabelTie:
 
         complete = np.isfinite(published).all(axis=1)
         if complete.sum() < 30:
-            raise ValueError(f"tying label scales needs at least 30 stars with {', '.join(label_names)}, got {int(complete.sum())}.")
+            raise ValueError(
+                f"tying label scales needs at least 30 stars with {', '.join(label_names)}, got {int(complete.sum())}."
+            )
         read = (as_read[complete] - np.asarray(center)) / np.asarray(scale)
         difference = (published - as_read)[complete] / np.asarray(scale)
         terms = _terms(read)
         columns = []
         for j in range(len(label_names)):
-            huber = HuberRegressor(alpha=strength, fit_intercept=True, max_iter=1000).fit(terms[:, 1:], difference[:, j])
+            huber = HuberRegressor(alpha=strength, fit_intercept=True, max_iter=1000).fit(
+                terms[:, 1:], difference[:, j]
+            )
             columns.append([float(huber.intercept_), *(float(c) for c in huber.coef_)])
         low, high = np.percentile(read, [1, 99], axis=0)
         rows = tuple(zip(*columns, strict=True))
-        return cls(
-            tuple(label_names), tuple(center), tuple(scale), rows, tuple(map(float, low)), tuple(map(float, high)), int(complete.sum())
-        )
+        reach = (tuple(map(float, low)), tuple(map(float, high)))
+        return cls(tuple(label_names), tuple(center), tuple(scale), rows, *reach, n_stars=int(complete.sum()))
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Synthetic labels (n, n_labels) -> labels on the observed scale, same shape; K and dex."""
@@ -87,8 +91,9 @@ class LabelTie:
 
     @classmethod
     def load(cls, path: Path) -> LabelTie:
-        stored = json.loads(path.read_text())
-        as_tuples = {key: tuple(map(tuple, v)) if key == "coefficients" else tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+        stored: dict[str, Any] = json.loads(path.read_text())
+        stored["coefficients"] = tuple(map(tuple, stored["coefficients"]))
+        as_tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return cls(**as_tuples)
 
 

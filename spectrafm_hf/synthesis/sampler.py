@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cannon import BOUNDS, LABEL_NAMES
+from .cannon import BOUNDS
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,20 @@ class LabelSampler:
             kind = rng.choice(4, p=self.shares)
             if kind == 0:
                 teff = rng.uniform(*self.teff)
-                logg = np.interp(teff, [3500, 4500, 5500, 6500, 7500], [4.8, 4.65, 4.5, 4.25, 4.1]) + 0.12 * rng.standard_normal()
+                sequence = float(np.interp(teff, [3500, 4500, 5500, 6500, 7500], [4.8, 4.65, 4.5, 4.25, 4.1]))
+                logg = sequence + 0.12 * rng.standard_normal()
             elif kind == 1:
                 logg = rng.uniform(3.3, 4.4)
                 # The turn-off is hotter for metal-poor stars; subgiants cool towards the base of the giant branch.
-                teff = np.interp(logg, [3.3, 3.7, 4.0, 4.4], [5100, 5500, 6000, 6200]) - 250 * (fe_h + 0.3) + 350 * rng.standard_normal()
+                sequence = float(np.interp(logg, [3.3, 3.7, 4.0, 4.4], [5100, 5500, 6000, 6200]))
+                teff = sequence - 250 * (fe_h + 0.3) + 350 * rng.standard_normal()
             elif kind == 2:
                 logg = rng.uniform(0.0, 3.5)
-                teff = np.interp(logg, [0.0, 1.0, 2.0, 3.0, 3.5], [3650, 4050, 4500, 4850, 5000]) - 160 * fe_h + 180 * rng.standard_normal()
+                sequence = float(np.interp(logg, [0.0, 1.0, 2.0, 3.0, 3.5], [3650, 4050, 4500, 4850, 5000]))
+                teff = sequence - 160 * fe_h + 180 * rng.standard_normal()
             else:
                 teff, logg = rng.uniform(*self.teff), rng.uniform(0.0, 5.0)
             # Above 5,500 K the Cannon model was trained on logg >= 3.5 only; a little beyond is safe, farther is not.
             lowest = np.interp(teff, [5500, 6000], [0.0, 3.2])
             if self.teff[0] <= teff <= self.teff[1] and lowest <= logg <= 5.0:
                 return np.array([teff, logg, fe_h])
-
-
-assert LABEL_NAMES == ("teff", "logg", "fe_h")

@@ -1,0 +1,51 @@
+# Two commands do all their own set-up on a fresh machine: `make transfer` (the main job) and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= runs/transfer
+SEEDS ?= 1
+BUDGET ?= 1
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+
+# The versions everything was tested with; pyproject.toml gives the ranges.
+PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
+	safetensors==0.8.0 evaluate==0.4.6
+
+.PHONY: transfer test test-network lint clean
+
+transfer: $(VENV)/.transfer
+	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET)
+
+test: $(VENV)/.dev
+	$(PY) -m pytest -m "not network"
+
+# What needs the package index, or the stars it brought: run by CI after a transfer.
+test-network: $(VENV)/.dev
+	$(PY) -m pytest -m network
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	@echo "making $(VENV) (once, about two minutes with the packages)"
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, and alone: later requirements then find it in place and fetch no other build.
+$(VENV)/.torch: $(VENV)/bin/python
+	$(PIP) install -q $(firstword $(PINS))
+	@touch $@
+
+$(VENV)/.transfer: pyproject.toml $(VENV)/.torch
+	$(PIP) install -q $(PINS) -e ".[transfer]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install -q $(PINS) -e ".[dev]"
+	@touch $@ $(VENV)/.transfer
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

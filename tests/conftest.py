@@ -1,0 +1,142 @@
+"""A tiny model, a tiny extractor, a fake star with known lines and a fake library: everything the tests need, no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import numpy as np
+import pytest
+import torch
+
+from spectrafm_hf import (
+    SpectraFMConfig,
+    SpectraFMFeatureExtractor,
+    SpectraFMForLabelPrediction,
+    Spectrum,
+    air_to_vacuum,
+)
+from spectrafm_hf.builders.libraries import Library
+from spectrafm_hf.builders.selection import SelectionReport
+from spectrafm_hf.synthesis.cannon import CannonSynthesizer
+from spectrafm_hf.synthesis.sampler import LabelSampler
+
+PATCH_SIZE = 16
+WINDOW = (5000.0, 5400.0)
+MAGNESIUM = {5168.76: 0.3, 5174.13: 0.5, 5185.05: 0.6}
+"""The Mg b triplet: vacuum Angstrom (NIST) -> depth in the fake star."""
+LABEL_CENTER, LABEL_SCALE = [5200.0, 3.0, -0.9], [850.0, 1.4, 0.8]
+ARCHITECTURE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "encoding_size": 16,
+    "shortest_period": 16.0,
+}
+
+
+def tiny_config(**changes):
+    return SpectraFMConfig(**{"patch_size": PATCH_SIZE, "initializer_range": 0.2, **ARCHITECTURE, **changes})
+
+
+def tiny_model(seed=0, **changes):
+    """A model whose answers depend on everything: weights are large, and no readout is zero."""
+    torch.manual_seed(seed)
+    model = SpectraFMForLabelPrediction(tiny_config(**changes))
+    with torch.no_grad():
+        for readout in (model.head.mean_weight, model.head.mean_bias, model.head.log_var_weight, model.head.log_var_bias):
+            readout.normal_(std=0.3)
+    return model.eval()
+
+
+def tiny_extractor(**changes):
+    told = {"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, "label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
+    return SpectraFMFeatureExtractor(**{**told, **changes})
+
+
+def star_flux(wavelength, lines=MAGNESIUM, fwhm=2.5):
+    """A flat continuum at 1 with Gaussian lines: vacuum Angstrom -> depth."""
+    sigma = fwhm / 2.3548
+    return 1.0 - sum(depth * np.exp(-0.5 * ((wavelength - line) / sigma) ** 2) for line, depth in lines.items())
+
+
+def random_batch(n_spectra=4, n_tokens=6, seed=0):
+    """What the extractor would give: some pixels missing everywhere, one whole token missing in spectrum 0."""
+    rng = np.random.default_rng(seed)
+    n_pixels = n_tokens * PATCH_SIZE
+    good = rng.random((n_spectra, n_pixels)) > 0.1
+    good[0, PATCH_SIZE : 2 * PATCH_SIZE] = False
+    wavelength = np.tile(5000.5 + np.arange(n_pixels), (n_spectra, 1))
+    return {
+        "flux": torch.from_numpy(np.where(good, rng.normal(size=good.shape), 0.0).astype(np.float32)),
+        "wavelength": torch.from_numpy(wavelength),
+        "attention_mask": torch.from_numpy(good.astype(np.int64)),
+    }
+
+
+def miles_grid(low=4900.0, high=6100.0):
+    """Pixels of MILES, 0.9 Angstrom apart in air, in part; vacuum Angstrom."""
+    return air_to_vacuum(np.arange(low, high, 0.9))
+
+
+def fake_spectra(n_stars=420, seed=0, noise=0.005):
+    """Stars of the Cannon grid as MILES would have seen them, named so that `split_of` spreads them over the splits."""
+    wavelength = miles_grid()
+    rng = np.random.default_rng(seed)
+    sampler = LabelSampler(teff=(4200.0, 6500.0))
+    labels = np.stack([sampler.draw(rng) for _ in range(n_stars)])
+    flux = CannonSynthesizer(wavelength, fwhm=2.5)(labels)
+    flux = flux * (1 + noise * rng.standard_normal(flux.shape)) * (wavelength / 5500.0) ** rng.normal(size=(n_stars, 1))
+    return [
+        Spectrum(
+            wavelength=wavelength,
+            flux=1e-14 * flux[i],
+            bad_pixel=np.zeros(wavelength.size, dtype=bool),
+            star_id=f"HD{i + 1}",
+            survey="miles",
+            fwhm=2.5,
+            labels=dict(zip(("teff", "logg", "fe_h"), map(float, labels[i]), strict=True)),
+        )
+        for i in range(n_stars)
+    ]
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def extractor():
+    return tiny_extractor()
+
+
+@pytest.fixture
+def batch():
+    return random_batch()
+
+
+@pytest.fixture
+def star():
+    """The fake star on 0.9 Angstrom pixels: wavelength and flux."""
+    wavelength = np.arange(4990.0, 5410.0, 0.9)
+    return wavelength, star_flux(wavelength)
+
+
+@pytest.fixture(scope="session")
+def fake_library():
+    spectra = fake_spectra()
+    return Library("miles", spectra, SelectionReport(len(spectra), ()))
+
+
+@pytest.fixture
+def use_fake_library(monkeypatch, fake_library):
+    """`load_library` gives the fake stars, to the stages and to the benchmark."""
+
+    def load(name, split=None, **kwargs):
+        assert name == "miles"
+        return fake_library if split is None else Library("miles", fake_library.split(split), fake_library.report)
+
+    monkeypatch.setattr("spectrafm_hf.stages.load_library", load)
+    monkeypatch.setattr("spectrafm_hf.benchmark.load_library", load)
+    return fake_library

@@ -1,0 +1,439 @@
+"""The extractor: a spectrum in any guise gives the same numbers, and one that cannot be read is refused in words."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABEL_CENTER, LABEL_SCALE, MAGNESIUM, PATCH_SIZE, star_flux, tiny_extractor, tiny_model
+from transformers import AutoFeatureExtractor
+
+from spectrafm_hf import SpectraFMFeatureExtractor
+
+
+def same(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def pixel(features, wavelength):
+    """Number of the pixel of spectrum 0 that holds a wavelength."""
+    return int(np.argmin(np.abs(features["wavelength"][0] - wavelength)))
+
+
+def predicted(features):
+    with torch.no_grad():
+        return tiny_model()(**{key: torch.as_tensor(np.asarray(value)) for key, value in features.items()}).label_mean
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_lines_stand_where_they_belong(extractor, star):
+    """The Mg b triplet: deepest pixel within one pixel of each line, in order of depth, and a continuum near 1."""
+    wavelength, flux = star
+    features = extractor(7.0 * flux, wavelength)
+    normalised = 1.0 + 0.1 * features["flux"][0]  # scaled with centre 1 and spread 0.1
+    for line, depth in MAGNESIUM.items():
+        near = np.abs(features["wavelength"][0] - line) < 3
+        assert abs(features["wavelength"][0][near][np.argmin(normalised[near])] - line) <= 1.0
+        assert 1 - depth < normalised[near].min() < 1 - 0.8 * depth  # two steps of rebinning make it shallower
+    assert np.median(normalised[features["attention_mask"][0] == 1]) == pytest.approx(1.0, abs=0.02)
+
+
+def test_tokens_lie_on_one_grid_whatever_window_is_given(extractor, star):
+    wavelength, flux = star
+    token = PATCH_SIZE * extractor.pixel_width
+    whole = extractor(flux, wavelength)
+    for low, high in ((5100, 5300), (5103.7, 5254.2), (5321, 5325)):
+        inside = (wavelength > low) & (wavelength < high)
+        part = extractor(flux[inside], wavelength[inside])["wavelength"][0]
+        assert len(part) % PATCH_SIZE == 0
+        assert (part[0] - 0.5) % token == 0
+        assert np.isin(part, whole["wavelength"]).all()
+        assert low - token < part[0] < low + 1
+        assert high - 1 < part[-1] < high + token
+
+
+def test_wavelengths_are_float64_and_masks_are_integers(extractor, star):
+    features = extractor(star[1], star[0], return_tensors="pt")
+    assert features["wavelength"].dtype == torch.float64
+    assert features["flux"].dtype == torch.float32
+    assert features["attention_mask"].dtype == torch.int64
+    assert features["flux"].shape == (1, 26 * PATCH_SIZE)
+
+
+def test_pixels_outside_the_range_are_masked(extractor, star):
+    features = extractor(star[1], star[0])
+    outside = (features["wavelength"] < 5000) | (features["wavelength"] > 5400)
+    assert outside.any()
+    assert not features["attention_mask"][outside].any()
+    assert features["attention_mask"][~outside].all()
+
+
+@pytest.mark.parametrize("factor", [1e-17, 1e17, 3.0])
+def test_unit_of_the_flux_does_not_matter(extractor, star, factor):
+    wavelength, flux = star
+    same(extractor(factor * flux, wavelength), extractor(flux, wavelength), 1e-5)
+
+
+def test_flux_calibration_on_long_scales_hardly_matters(extractor, star):
+    """A tilt by a factor of two over 10,000 Angstrom, in normalised flux."""
+    wavelength, flux = star
+    tilted = extractor(flux * (1 + (wavelength - 5200) / 1e4), wavelength)
+    difference = 0.1 * np.abs(tilted["flux"] - extractor(flux, wavelength)["flux"])
+    assert difference.max() < 0.01
+    assert difference[:, 100:-100].max() < 1e-3
+
+
+def test_pixels_outside_a_window_do_not_reach_into_it(extractor, star):
+    """What is masked cannot leak through the pseudo-continuum."""
+    wavelength, flux = star
+    bad = wavelength > 5250
+    spoilt = np.where(bad, 40 * flux * (wavelength - 5240), flux)
+    same(extractor(spoilt, wavelength, bad), extractor(flux, wavelength, bad), 1e-6)
+    cut = extractor(flux[~bad], wavelength[~bad])
+    inside = extractor(flux, wavelength, bad)
+    keep = inside["wavelength"][0] < 5248
+    kept = cut["wavelength"][0] < 5248
+    np.testing.assert_allclose(cut["flux"][0][kept], inside["flux"][0][keep], atol=1e-5)
+
+
+def test_flux_norms_make_zero_mean_and_unit_spread(extractor):
+    rng = np.random.default_rng(0)
+    grid = extractor.wavelength_grid
+    shape = star_flux(grid) - 1
+    flux = 1 + rng.uniform(0.5, 1.5, (200, 1)) * shape + 0.03 * rng.standard_normal((200, grid.size))
+    good = rng.random(flux.shape) > 0.2
+    extractor.fit_flux_norms(flux, good)
+    normalised, good = extractor.normalise(flux, good)
+    scaled = np.where(good, extractor.scale(normalised, good), np.nan)
+    np.testing.assert_allclose(np.nanmean(scaled, axis=0), 0.0, atol=0.02)
+    np.testing.assert_allclose(np.nanstd(scaled, axis=0), 1.0, atol=0.02)
+    line = np.argmin(np.abs(grid - 5185.05))
+    assert extractor.flux_scale[line] > 3 * np.median(extractor.flux_scale)
+    assert extractor.flux_center[line] == pytest.approx(0.42, abs=0.1)
+
+
+def test_pixels_without_lines_do_not_become_noise_amplifiers(extractor):
+    flux = np.ones((5, extractor.wavelength_grid.size))
+    extractor.fit_flux_norms(flux, np.ones(flux.shape, dtype=bool))
+    assert min(extractor.flux_scale) == 0.01
+
+
+# ---------------------------------------------------------------- the same spectrum in other guises
+
+
+def test_order_of_pixels_does_not_matter(extractor, star):
+    wavelength, flux = star
+    flux = flux + 0.01 * np.random.default_rng(0).standard_normal(flux.size)
+    order = np.random.default_rng(1).permutation(flux.size)
+    bad = np.arange(flux.size) % 50 == 3
+    same(extractor(flux[order], wavelength[order], bad[order]), extractor(flux, wavelength, bad))
+    same(extractor(flux[::-1], wavelength[::-1], bad[::-1]), extractor(flux, wavelength, bad))
+    shuffled, sorted_ = predicted(extractor(flux[order], wavelength[order])), predicted(extractor(flux, wavelength))
+    torch.testing.assert_close(shuffled, sorted_, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("guise", "tolerance"),
+    [
+        (lambda a: a.astype(">f8"), 0.0),
+        (lambda a: a.astype(">f4"), 1e-5),
+        (lambda a: a.astype(np.float32), 1e-5),
+        (lambda a: a.astype(object), 0.0),
+        (lambda a: np.repeat(a, 2)[::2], 0.0),
+        (lambda a: torch.from_numpy(a), 0.0),
+        (list, 0.0),
+    ],
+    ids=["big-endian", "big-endian float32", "float32", "object", "strided", "tensor", "list"],
+)
+def test_kind_of_array_does_not_matter(extractor, star, guise, tolerance):
+    wavelength, flux = star
+    same(extractor(guise(flux), wavelength), extractor(flux, wavelength), tolerance)
+
+
+def test_low_precision_and_counts_are_read(extractor, star):
+    wavelength, flux = star
+    reference = extractor(flux, wavelength)
+    same(extractor(flux.astype(np.float16), wavelength), reference, 0.01)
+    same(extractor(np.round(30_000 * flux).astype(np.int32), wavelength), reference, 0.01)
+    same(extractor(np.round(30_000 * flux).astype(">i4"), wavelength), reference, 0.01)
+
+
+def test_big_endian_wavelengths_are_read(extractor, star):
+    same(extractor(star[1], star[0].astype(">f8")), extractor(star[1], star[0]))
+
+
+def test_read_only_arrays_are_read_and_nothing_is_written_to_the_input(extractor, star):
+    wavelength, flux = star[0].copy(), star[1].copy()
+    bad = np.zeros(flux.size, dtype=bool)
+    expected = extractor(flux, wavelength, bad)
+    for array in (wavelength, flux, bad):
+        array.flags.writeable = False
+    same(extractor(flux, wavelength, bad), expected)
+
+
+def test_masked_array_says_what_is_bad(extractor, star):
+    wavelength, flux = star
+    bad = (wavelength > 5230) & (wavelength < 5260)
+    masked = np.ma.MaskedArray(np.where(bad, -9999.0, flux), mask=bad)
+    same(extractor(masked, wavelength), extractor(flux, wavelength, bad))
+
+
+@pytest.mark.parametrize("value", [0.0, -9999.0, 1e30, -1e30, np.nan, np.inf])
+def test_flux_of_a_bad_pixel_does_not_matter(extractor, star, value):
+    wavelength, flux = star
+    bad = (np.arange(flux.size) % 37 == 5) | ((wavelength > 5230) & (wavelength < 5260))
+    same(extractor(np.where(bad, value, flux), wavelength, bad), extractor(flux, wavelength, bad))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_flux_that_is_not_finite_is_bad(extractor, star, value):
+    wavelength, flux = star
+    bad = np.arange(flux.size) % 37 == 5
+    same(extractor(np.where(bad, value, flux), wavelength), extractor(flux, wavelength, bad))
+
+
+@pytest.mark.parametrize("value", [8.0, 50.0, 1e5, 1e30])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_spike_becomes_missing_and_disturbs_no_other_pixel(extractor, star, value, sign):
+    wavelength, flux = star
+    spike = np.abs(wavelength - 5300.0).argmin()
+    spoilt = flux.copy()
+    spoilt[spike] = sign * value
+    expected, found = extractor(flux, wavelength), extractor(spoilt, wavelength)
+    lost = (expected["attention_mask"] == 1) & (found["attention_mask"] == 0)
+    assert 1 <= lost.sum() <= 3
+    elsewhere = np.abs(found["wavelength"] - wavelength[spike]) > 2
+    assert not lost[elsewhere].any()
+    assert np.abs(found["flux"] - expected["flux"])[elsewhere].max() < 0.2  # 2 % of the continuum
+
+
+def test_duplicates_are_averaged(extractor, star):
+    wavelength, flux = star
+    doubled = extractor(np.concatenate([1.1 * flux, 0.9 * flux]), np.concatenate([wavelength, wavelength]))
+    same(doubled, extractor(flux, wavelength), 1e-5)
+
+
+def test_of_two_duplicates_the_bad_one_is_ignored(extractor, star):
+    wavelength, flux = star
+    bad = np.repeat([False, True], flux.size)
+    doubled = extractor(np.concatenate([flux, -flux]), np.concatenate([wavelength, wavelength]), bad)
+    same(doubled, extractor(flux, wavelength))
+
+
+def test_overlapping_orders_are_merged(extractor, star):
+    """Two echelle orders on grids of their own, 60 Angstrom in common."""
+    wavelength, flux = star
+    blue, red = np.arange(4990.0, 5230.0, 0.7), np.arange(5170.0, 5410.0, 0.8)
+    merged = extractor(star_flux(np.concatenate([blue, red])), np.concatenate([blue, red]))
+    reference = extractor(flux, wavelength)
+    assert (merged["attention_mask"] == reference["attention_mask"]).all()
+    assert 0.1 * np.abs(merged["flux"] - reference["flux"]).max() < 0.06  # other pixels see a steep line differently
+    assert 0.1 * np.abs(merged["flux"] - reference["flux"]).mean() < 0.003
+
+
+def test_gaps_stay_missing(extractor, star):
+    wavelength, flux = star
+    gap = (wavelength > 5230) & (wavelength < 5260)
+    features = extractor(flux[~gap], wavelength[~gap])
+    inside = (features["wavelength"] > 5231) & (features["wavelength"] < 5259)
+    assert inside.sum() >= 27
+    assert not features["attention_mask"][inside].any()
+    assert not features["flux"][inside].any()
+    assert features["attention_mask"].sum() == extractor(flux, wavelength)["attention_mask"].sum() - inside.sum() - 2
+
+
+def test_one_good_pixel_is_enough(extractor, star):
+    wavelength, flux = star
+    inside = int(np.argmin(np.abs(wavelength - 5170.5)))  # nearly all of it in the model's pixel 5170-5171
+    features = extractor(flux, wavelength, np.arange(flux.size) != inside)
+    assert features["attention_mask"].sum() == 1
+    assert features["flux"].shape == (1, PATCH_SIZE)
+    assert features["wavelength"][features["attention_mask"] == 1] == 5170.5
+    assert features["flux"][features["attention_mask"] == 1] == pytest.approx(0.0, abs=1e-4)  # it is its own continuum
+    assert predicted(features).isfinite().all()
+    lone = extractor(flux[inside : inside + 1], wavelength[inside : inside + 1])
+    same(lone, features, 1e-4)
+
+
+def test_constant_flux_is_its_own_continuum(extractor, star):
+    features = extractor(np.full(star[0].size, 42.0), star[0])
+    np.testing.assert_allclose(features["flux"], 0.0, atol=1e-4)
+
+
+def test_coarse_and_fine_pixels_give_the_same_spectrum(extractor):
+    coarse, fine = np.arange(4990.0, 5410.0, 1.5), np.arange(4990.0, 5410.0, 0.05)
+    lines = dict.fromkeys(MAGNESIUM, 0.4)
+    one, other = (extractor(star_flux(w, lines, fwhm=8.0), w)["flux"] for w in (coarse, fine))
+    assert 0.1 * np.abs(one - other).max() < 0.03
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_ragged_batch_equals_singles(extractor, star):
+    wavelength, flux = star
+    windows = [slice(0, 90), slice(150, 420), slice(300, None)]
+    spectra, wavelengths = [flux[w] for w in windows], [wavelength[w] for w in windows]
+    bad = [np.arange(s.size) % 9 == 0 for s in spectra]
+    together = extractor(spectra, wavelengths, bad)
+    for row, told in enumerate(zip(spectra, wavelengths, bad, strict=True)):
+        single = extractor(*told)
+        n = single["flux"].shape[1]
+        for name in single:
+            np.testing.assert_array_equal(together[name][row, :n], single[name][0])
+        assert not together["attention_mask"][row, n:].any()
+        torch.testing.assert_close(predicted(together)[row], predicted(single)[0], rtol=0, atol=1e-5)
+
+
+def test_spectra_may_share_their_wavelengths(extractor, star):
+    wavelength, flux = star
+    shared = extractor(np.stack([flux, flux**2]), wavelength)
+    same(shared, extractor([flux, flux**2], [wavelength, wavelength]))
+    assert np.abs(shared["flux"][0] - shared["flux"][1]).max() > 0.5
+
+
+def test_wavelengths_must_come_one_per_spectrum(extractor, star):
+    with pytest.raises(ValueError, match="got 3 and 2 for 2"):
+        extractor([star[1]] * 2, [star[0]] * 3)
+
+
+def test_bad_spectrum_of_a_batch_is_named(extractor, star):
+    wavelength, flux = star
+    with pytest.raises(ValueError, match="spectrum 1 of 3: .*good pixel"):
+        extractor([flux, np.zeros_like(flux), flux], wavelength)
+
+
+# ---------------------------------------------------------------- refused, in words
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, f: (np.zeros_like(f), w), "flux all zero"),
+        (lambda w, f: (np.full_like(f, np.nan), w), "at least 1 good pixel.*got 0 of"),
+        (lambda w, f: (f, w / 10), "Nanometres. Multiply by 10"),
+        (lambda w, f: (f, w / 1e4), "Microns. By 1e4"),
+        (lambda w, f: (f, np.log10(w)), "Logarithmic. Take 10"),
+        (lambda w, f: (f, w + 9000), "no pixel lies in .5000, 5400. vacuum Angstrom.*got .13990"),
+        (lambda w, f: (f[:-1], w), "one value per pixel"),
+        (lambda w, f: (f[:0], w[:0]), "empty"),
+        (lambda w, f: (f, np.where(w > 5300, np.nan, w)), "finite and positive"),
+        (lambda w, f: (f, np.where(w > 5300, -w, w)), "finite and positive"),
+        (lambda w, f: (f, np.where(w > 5300, np.inf, w)), "finite and positive"),
+        (lambda w, f: (f, np.where(w > 5300, 0.0, w)), "finite and positive"),
+        (lambda w, f: (-f, w), "good pixel"),
+    ],
+    ids=["zero", "nan", "nm", "micron", "log", "elsewhere", "shapes", "empty", "nan wavelength", "negative wavelength",
+         "infinite wavelength", "zero wavelength", "negative"],
+)  # fmt: skip
+def test_spectrum_that_cannot_be_read_is_refused(extractor, star, change, message):
+    with pytest.raises(ValueError, match=message):
+        extractor(*change(*star))
+
+
+def test_spectrum_without_a_good_pixel_is_refused(extractor, star):
+    with pytest.raises(ValueError, match="True = do not trust"):
+        extractor(star[1], star[0], np.ones(star[0].size, dtype=bool))
+
+
+def test_mask_of_another_length_is_refused(extractor, star):
+    with pytest.raises(ValueError, match="one value per pixel"):
+        extractor(star[1], star[0], np.zeros(5, dtype=bool))
+
+
+def test_more_good_pixels_may_be_asked_for(star):
+    wavelength, flux = star
+    with pytest.raises(ValueError, match="at least 200 good pixel"):
+        tiny_extractor(min_good_pixels=200)(flux[:150], wavelength[:150])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label_names": ["feh"]}, "unknown label 'feh'.*fe_h"),
+        ({"label_center": [0.0]}, "one entry per label, got 3, 1 and 3"),
+        ({"wavelength_range": (5400.0, 5000.0)}, "must be positive and in order"),
+        ({"pixel_width": 0.0}, "must be positive"),
+        ({"flux_center": [1.0] * 5}, "flux_center must have one entry per pixel of wavelength_grid .416., got 5"),
+        ({"flux_scale": [1.0] * 417}, "flux_scale must have one entry per pixel .* got 417"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_extractor(**wrong)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_labels_make_the_round_trip(extractor):
+    labels = np.array([[5777.0, 4.44, 0.0], [4100.0, 1.2, -2.4]])
+    scaled, _ = extractor.encode_labels(labels)
+    np.testing.assert_allclose(scaled[0], [(5777 - 5200) / 850, (4.44 - 3.0) / 1.4, 0.9 / 0.8], rtol=1e-6)
+    decoded = extractor.decode_labels(torch.from_numpy(scaled), torch.zeros(2, 3))
+    assert list(decoded) == ["teff", "logg", "fe_h"]
+    for column, name in enumerate(decoded):
+        np.testing.assert_allclose(decoded[name]["value"], labels[:, column], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(decoded[name]["sigma"], LABEL_SCALE[column])  # unit variance is one scale
+    assert "sigma" not in extractor.decode_labels(scaled)["teff"]
+
+
+def test_sigma_is_the_root_of_the_variance(extractor):
+    decoded = extractor.decode_labels(np.zeros((1, 3)), np.full((1, 3), np.log(0.25)))
+    assert decoded["teff"]["value"][0] == LABEL_CENTER[0]
+    assert decoded["teff"]["sigma"][0] == pytest.approx(0.5 * 850)
+
+
+def test_missing_labels_become_what_a_trainer_counts_as_missing(extractor, star):
+    features = extractor(star[1], star[0], labels=[[np.nan, 4.0, np.inf]], label_errors=[[50.0, np.nan, 0.1]])
+    np.testing.assert_allclose(features["labels"], [[-100.0, (4.0 - 3.0) / 1.4, -100.0]], rtol=1e-6)
+    assert features["labels"].dtype == features["label_errors"].dtype == np.float32
+
+
+@pytest.mark.parametrize("error", [None, np.nan, 0.0, -0.1, np.inf])
+def test_an_unpublished_error_is_the_default_never_certainty(extractor, error):
+    errors = None if error is None else np.full((1, 3), error)
+    _, scaled = extractor.encode_labels([[5000.0, 4.0, 0.0]], errors)
+    np.testing.assert_allclose(scaled, [[100 / 850, 0.2 / 1.4, 0.1 / 0.8]], rtol=1e-6)
+
+
+def test_published_errors_are_kept(extractor):
+    _, scaled = extractor.encode_labels([[5000.0, 4.0, 0.0]], [[30.0, 0.05, 0.02]])
+    np.testing.assert_allclose(scaled, [[30 / 850, 0.05 / 1.4, 0.02 / 0.8]], rtol=1e-6)
+
+
+def test_labels_that_do_not_fit_are_refused(extractor, star):
+    """A column too few must not be spread over the others."""
+    with pytest.raises(ValueError, match="label"):
+        extractor([star[1]] * 2, star[0], labels=[[0.1], [0.2]])
+    with pytest.raises(ValueError, match="label"):
+        extractor([star[1]] * 2, star[0], labels=[[5000.0, 4.0, 0.0]])
+
+
+# ---------------------------------------------------------------- saved and loaded
+
+
+def test_saved_extractor_is_the_same_extractor(extractor, star, tmp_path):
+    wavelength, flux = star
+    grid = extractor.wavelength_grid
+    spread = 1 + 0.1 * np.random.default_rng(0).standard_normal((30, grid.size))
+    extractor.fit_flux_norms(spread, np.ones(spread.shape, dtype=bool))
+    expected = extractor(flux, wavelength, labels=[[5000.0, 2.0, -1.0]])
+    extractor.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["label_center"] == LABEL_CENTER
+    loaded = SpectraFMFeatureExtractor.from_pretrained(tmp_path)
+    same(loaded(flux, wavelength, labels=[[5000.0, 2.0, -1.0]]), expected)
+    loaded.save_pretrained(tmp_path / "again")
+    saved = tmp_path / "preprocessor_config.json"
+    assert (tmp_path / "again" / "preprocessor_config.json").read_bytes() == saved.read_bytes()
+
+
+def test_auto_class_finds_the_extractor(extractor, tmp_path):
+    extractor.save_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    assert type(AutoFeatureExtractor.from_pretrained(tmp_path)) is SpectraFMFeatureExtractor
