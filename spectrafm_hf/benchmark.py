@@ -292,7 +292,7 @@ def transformer_from_scratch(
             extractor, learn.flux[kept], learn.good[kept], learned[kept], learn.label_errors[kept], n_spectra,
             training.seed, noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
         )  # fmt: skip
-        train(model, extractor, rows, training, name, callbacks=callbacks)
+        train(model, extractor, rows, training, name, callbacks=callbacks, cpu_threads=stage.cpu_threads)
         return model
 
     def answer(model: SpectraFMForLabelPrediction, observed: Observed, chosen: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,12 @@ class SyntheticSpectra(Dataset):
         self.in_window = feature_extractor.in_range & (grid >= low) & (grid <= high)
         names = feature_extractor.label_names
         self._given = np.array([learned is None or name in learned for name in names])
+        if not self.in_window.any():
+            reach = feature_extractor.wavelength_range
+            raise ValueError(
+                f"the window {low:.0f}-{high:.0f} lies outside the model's {reach[0]:.0f}-{reach[1]:.0f} "
+                "vacuum Angstrom."
+            )
         self._columns = [LABEL_NAMES.index(name) for name in feature_extractor.label_names]
 
     def __len__(self) -> int:

@@ -96,8 +96,8 @@ def check_wavelength(wavelength: np.ndarray, low: float, high: float) -> None:
     if not np.isfinite(wavelength).all() or (wavelength <= 0).any():
         raise ValueError(
             "wavelength must be finite and positive (vacuum Angstrom), got "
-            f"{int((~np.isfinite(wavelength)).sum())} non-finite and {int((wavelength <= 0).sum())} non-positive values; "
-            "drop those pixels."
+            f"{int((~np.isfinite(wavelength)).sum())} non-finite and {int((wavelength <= 0).sum())} non-positive "
+            "values; drop those pixels."
         )
     if not ((wavelength >= low) & (wavelength <= high)).any():
         raise ValueError(

@@ -82,6 +82,8 @@ class StageArguments:
         readout: `solve` = first solve the labels' linear readouts exactly, see `few_shot.solve_readout`.
         n_anchors: Synthetic stars that hold the solved readout still.
         trainable: Beginnings of the names of parameters that move; none = all.
+        cpu_threads: Of torch on a CPU. Batches this small gain little from a second one, lose much when it has to be
+            waited for, and one makes the result independent of the machine's cores.
     """
 
     stage: str
@@ -108,6 +110,7 @@ class StageArguments:
     readout: str | None = None
     n_anchors: int = 600
     trainable: list[str] | None = None
+    cpu_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.data not in ("synthetic", "miles"):
@@ -207,7 +210,8 @@ def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
         parent = json.loads(done.read_text())["fingerprint"] if done.is_file() else [stage.model, stage.model_revision]
     decisive = (
         "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
-        "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "seed", "optim",
+        "adam_epsilon", "max_grad_norm", "lr_scheduler_kwargs", "per_device_train_batch_size", "max_steps", "optim",
+        "gradient_accumulation_steps", "bf16", "fp16", "seed", "data_seed", "dataloader_drop_last",
     )  # fmt: skip
     told = asdict(stage) | {"model": parent, "model_revision": None} | {key: getattr(training, key) for key in decisive}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
@@ -249,7 +253,8 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run "
-            f"the stage before this one first, or correct `model:` in the recipe ({' '.join(str(error).split())[:200]})."
+            "the stage before this one first, or correct `model:` in the recipe "
+            f"({' '.join(str(error).split())[:200]})."
         ) from error
     return model, extractor
 
@@ -290,6 +295,11 @@ class StageProgress(ProgressCallback):
             self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f} nats", refresh=False)
 
 
+def spectra_per_step(training: TrainingArguments) -> int:
+    """Spectra behind one step of the optimiser, over all processes."""
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; trainer_state.json is written last."""
     complete = []
@@ -309,6 +319,7 @@ def train(
     name: str,
     checkpoint: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    cpu_threads: int = 1,
 ) -> list[dict[str, float]]:
     """Show every row once with a Hugging Face `Trainer`; returns its log history."""
     training.num_train_epochs, training.remove_unused_columns = 1, False
@@ -319,10 +330,13 @@ def train(
     )  # fmt: skip
     trainer.remove_callback(ProgressCallback)
     if not training.disable_tqdm:
-        trainer.add_callback(StageProgress(name, training.train_batch_size * training.world_size))
+        trainer.add_callback(StageProgress(name, spectra_per_step(training)))
     # NumPy makes the rows in this process. Its own threads, waiting busily, would take the processors from torch's.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cpu_threads)
     with threadpool_limits(limits=1, user_api="blas"):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    torch.set_num_threads(threads)
     return trainer.state.log_history
 
 
@@ -355,6 +369,7 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         for old in [*folder.glob("checkpoint-*"), *([folder / "peft"] if (folder / "peft").is_dir() else [])]:
             shutil.rmtree(old)
         done.unlink(missing_ok=True)
+        (folder / TIE_FILE).unlink(missing_ok=True)
         begun.write_text(wanted)
 
     set_seed(training.seed)
@@ -363,6 +378,11 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         model = new_model(stage, extractor)
     else:
         model, extractor = load_parent(stage)
+        if unknown := set(stage.labels) - set(extractor.label_names):
+            raise ValueError(
+                f"the parent {stage.model} predicts {', '.join(extractor.label_names)}, but the recipe asks it to "
+                f"learn {', '.join(sorted(unknown))}; correct `labels:`, or begin without a parent."
+            )
     model.set_attn_implementation(stage.attn_implementation)
     facts: dict[str, Any] = {}
 
@@ -411,7 +431,9 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         if not any(p.requires_grad for p in model.parameters()):
             names = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
             raise ValueError(f"trainable {stage.trainable} matches no parameter; they begin with {', '.join(names)}.")
-    history = train(model, extractor, rows, training, stage.stage, last_checkpoint(folder))
+    history = train(
+        model, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
+    )
 
     model.set_attn_implementation("sdpa")
     for parameter in model.parameters():
@@ -487,7 +509,7 @@ def finish(
 ) -> None:
     """Write stage.json, the last thing a stage does, and drop the checkpoints."""
     curve = [
-        {"spectra": round(entry["step"] * training.train_batch_size), "loss": entry["loss"]}
+        {"spectra": round(entry["step"] * spectra_per_step(training)), "loss": entry["loss"]}
         for entry in history
         if "loss" in entry
     ]

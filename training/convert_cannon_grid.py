@@ -28,7 +28,9 @@ PICKLES = {
     "cool": "cannongrid_3000_18000_coolstars_norm_cubic_model.pkl",
     "hot": "cannongrid_3000_18000_hotdwarfs_norm_cubic_model.pkl",
 }
-MARGIN = 200  # pixels (20 Angstrom) dropped at the red end: any line-spread function needs a margin there, and the file stays under 12 MB
+# Pixels (20 Angstrom) dropped at the red end: any line-spread function needs a margin there, and the file stays
+# under 12 MB.
+MARGIN = 200
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Run one stage from one recipe: `python training/train.py training/recipes/1-synthetic.yaml --output runs/1-synthetic`.
+"""Run one stage from one recipe: `python training/train.py training/recipes/1-synthetic.yaml --output runs/mine`.
 
 On several processes: `accelerate launch training/train.py RECIPE --output FOLDER`, or torchrun.
 """

@@ -26,7 +26,7 @@ BOUNDS = {
     "cool": {"teff": (3500.0, 8000.0), "logg": (0.0, 5.0), "fe_h": (-2.5, 0.5)},
     "hot": {"teff": (8000.0, 40_000.0), "logg": (2.5, 5.0), "fe_h": (-2.5, 0.5)},
 }
-"""Range of the training labels of each model: K, dex, dex. Above 5,500 K the cool model was trained on logg >= 3.5 only."""
+"""Range of the training labels of each model: K, dex, dex. Above 5,500 K the cool model knows logg >= 3.5 only."""
 
 
 def vectorize(labels: np.ndarray, fiducial: np.ndarray, label_scale: np.ndarray, powers: np.ndarray) -> np.ndarray:
@@ -81,13 +81,12 @@ class CannonSynthesizer:
             start, step = (float(grid.metadata()[key]) for key in ("wavelength_start", "wavelength_step"))
             stored = grid.get_slice(f"{self.model}.components")
             n_native = stored.get_shape()[1]
-            margin = (
-                4 * width * FWHM_TO_SIGMA + 2.0
-            )  # Angstrom on either side, for the wings of the line-spread function
-            low, high = vacuum_to_air(self.wavelength[[0, -1]]) + [-margin, margin]
+            # Angstrom on either side, for the wings of the line-spread function.
+            margin = 4 * width * FWHM_TO_SIGMA + 2.0
+            low, high = vacuum_to_air(self.wavelength[[0, -1]]) + np.array([-margin, margin])
             first, last = int(np.floor((low - start) / step)), int(np.ceil((high - start) / step)) + 1
             if first < 0 or last > n_native:
-                reach = air_to_vacuum(np.array([start, start + step * (n_native - 1)])) + [margin, -margin]
+                reach = air_to_vacuum(np.array([start, start + step * (n_native - 1)])) + np.array([margin, -margin])
                 raise ValueError(
                     f"the Cannon grid reaches [{reach[0]:.0f}, {reach[1]:.0f}] vacuum Angstrom at this resolution, got "
                     f"[{self.wavelength[0]:.6g}, {self.wavelength[-1]:.6g}]."

@@ -1,10 +1,10 @@
 """Tying the label scale of synthetic spectra to that of real ones, in a window where both are known.
 
-A synthetic star of [Fe/H] = 0 has deeper lines than a real one: atmospheres, line lists and microturbulence err alike in
-every window. A network that learned from synthetic spectra therefore reads real stars on a *synthetic* label scale. Where
-labelled real stars exist (stage 2's blue window), their labels against the network's reading of them show how the two
-scales hang together. Synthetic spectra relabelled with that relation carry the real scale into windows where no label is
-known (stage 2's replay, and the red window of stage 3).
+A synthetic star of [Fe/H] = 0 has deeper lines than a real one: atmospheres, line lists and microturbulence err alike
+in every window. A network that learned from synthetic spectra therefore reads real stars on a *synthetic* label scale.
+Where labelled real stars exist (stage 2's blue window), their labels against the network's reading of them show how the
+two scales hang together. Synthetic spectra relabelled with that relation carry the real scale into windows where no
+label is known (stage 2's replay, and the red window of stage 3).
 """
 
 from __future__ import annotations

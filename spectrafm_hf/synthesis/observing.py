@@ -1,7 +1,7 @@
 """What a telescope, and the gap between theory and nature, do to a synthetic spectrum. Only in training.
 
-A synthetic spectrum is too clean and wrong in its own ways: line lists and atmospheres err, and every synthetic star errs
-alike. A network that sees each spectrum with different errors learns to lean on what survives them.
+A synthetic spectrum is too clean and wrong in its own ways: line lists and atmospheres err, and every synthetic star
+errs alike. A network that sees each spectrum with different errors learns to lean on what survives them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class ObservingConditions:
         amounts = {name: value for name, value in self.__dict__.items() if name != "noise"}
         if min(amounts.values()) < 0 or not 0 < self.noise[0] <= self.noise[1] or self.missing >= 1:
             raise ValueError(
-                f"observing conditions must be non-negative, noise an increasing positive range and missing < 1, got {self}."
+                "observing conditions must be non-negative, noise an increasing positive range and missing < 1, "
+                f"got {self}."
             )
 
 

@@ -1,8 +1,8 @@
 """Which stars to synthesize: a physically sensible (teff, logg, fe_h) distribution.
 
 Stars lie on three sequences of the Kiel diagram - main sequence, turn-off and subgiants, red giant branch - whose place
-shifts with metallicity, with a broad scatter; a share of draws fills the whole box, so that the network has seen what is
-rare. [Fe/H] is drawn evenly, not as the Galaxy has it: the few-shot stage needs metal-poor stars to be familiar.
+shifts with metallicity, with a broad scatter; a share of draws fills the whole box, so that the network has seen what
+is rare. [Fe/H] is drawn evenly, not as the Galaxy has it: the few-shot stage needs metal-poor stars to be familiar.
 """
 
 from __future__ import annotations
