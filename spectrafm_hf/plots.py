@@ -129,12 +129,12 @@ def _draw_panel(
         rmse = figures[subset]["rmse"]
         if rmse is not None:
             panel.text(
-                0.97,  # lower right: no method takes a metal-rich star for a metal-poor one
-                0.13 - 0.09 * row,
+                0.03,  # upper left: no method takes a metal-poor star for the most metal-rich
+                0.9 - 0.09 * row,
                 f"RMSE {rmse:.{_decimals(label)}f} {label.unit}",
                 color=colour,
                 transform=panel.transAxes,
-                ha="right",
+                ha="left",
                 fontsize=8.5,
                 fontweight="bold",
             )

@@ -82,6 +82,8 @@ class StageArguments:
         readout: `solve` = first solve the labels' linear readouts exactly, see `few_shot.solve_readout`.
         n_anchors: Synthetic stars that hold the solved readout still.
         trainable: Beginnings of the names of parameters that move; none = all.
+        lora: Arguments of peft's `LoraConfig`: low-rank adapters move instead, and are merged into the weights at the
+            end. peft is an extra: `pip install spectrafm_hf[peft]`.
         cpu_threads: Of torch on a CPU. Batches this small gain little from a second one, lose much when it has to be
             waited for, and one makes the result independent of the machine's cores.
     """
@@ -110,6 +112,7 @@ class StageArguments:
     readout: str | None = None
     n_anchors: int = 600
     trainable: list[str] | None = None
+    lora: dict[str, Any] = field(default_factory=dict)
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -123,6 +126,8 @@ class StageArguments:
             raise ValueError(f"replay must be 0, 0.25, 0.5 or 0.75 of the spectra, got {self.replay:g}.")
         if self.readout not in (None, "solve"):
             raise ValueError(f"readout must be solve or left out, got {self.readout!r}.")
+        if self.lora and self.trainable is not None:
+            raise ValueError("lora and trainable both say what moves; give one of them.")
         if self.data == "synthetic" and (self.replay or self.n_stars or self.readout):
             raise ValueError("replay, n_stars and readout belong to stages on real stars (data: miles).")
 
@@ -312,7 +317,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    model: SpectraFMForLabelPrediction,
+    model: torch.nn.Module,
     extractor: SpectraFMFeatureExtractor,
     rows: Dataset,
     training: TrainingArguments,
@@ -425,16 +430,12 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
             )  # fmt: skip
             rows = Interleaved(rows, replayed, stage.n_spectra, n_first=round(4 * (1 - stage.replay)), period=4)
 
-    if stage.trainable is not None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(tuple(stage.trainable)))
-        if not any(p.requires_grad for p in model.parameters()):
-            names = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
-            raise ValueError(f"trainable {stage.trainable} matches no parameter; they begin with {', '.join(names)}.")
+    moving = choose_parameters(model, stage)
     history = train(
-        model, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
+        moving, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
     )
 
+    model = moving.merge_and_unload() if stage.lora else model  # type: ignore[operator]
     model.set_attn_implementation("sdpa")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -480,6 +481,30 @@ def solve_readouts(
             "leave_one_out_rmse": {f"{s:g}": error * unit for s, error in correction.leave_one_out.items()},
         }
     return chosen
+
+
+def choose_parameters(model: SpectraFMForLabelPrediction, stage: StageArguments) -> torch.nn.Module:
+    """The model with only the recipe's parameters free: all, those named by `trainable`, or adapters of `lora`.
+
+    Raises:
+        ValueError: `trainable` matches no parameter, or `lora` is not what peft understands, or peft is not installed.
+    """
+    if stage.lora:
+        try:
+            from peft import LoraConfig, get_peft_model
+
+            return get_peft_model(model, LoraConfig(**stage.lora))
+        except ImportError as error:
+            raise ValueError("lora in a recipe needs peft: pip install 'spectrafm_hf[peft]'.") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"lora: {error}") from error
+    if stage.trainable is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(stage.trainable)))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            names = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+            raise ValueError(f"trainable {stage.trainable} matches no parameter; they begin with {', '.join(names)}.")
+    return model
 
 
 def check_writable(folder: Path) -> None:

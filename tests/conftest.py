@@ -1,4 +1,4 @@
-"""A tiny model, a tiny extractor, a fake star with known lines and a fake library: everything the tests need, no network."""
+"""A tiny model, a tiny extractor, a fake star with known lines and a fake library; no network."""
 
 import os
 
@@ -44,14 +44,14 @@ def tiny_model(seed=0, **changes):
     torch.manual_seed(seed)
     model = SpectraFMForLabelPrediction(tiny_config(**changes))
     with torch.no_grad():
-        for readout in (model.head.mean_weight, model.head.mean_bias, model.head.log_var_weight, model.head.log_var_bias):
-            readout.normal_(std=0.3)
+        for name in ("mean_weight", "mean_bias", "log_var_weight", "log_var_bias"):
+            getattr(model.head, name).normal_(std=0.3)
     return model.eval()
 
 
 def tiny_extractor(**changes):
-    told = {"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, "label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
-    return SpectraFMFeatureExtractor(**{**told, **changes})
+    labels = {"label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
+    return SpectraFMFeatureExtractor(**{"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, **labels, **changes})
 
 
 def star_flux(wavelength, lines=MAGNESIUM, fwhm=2.5):

@@ -17,7 +17,14 @@ from spectrafm_hf.builders.selection import SelectionReport
 from spectrafm_hf.metrics import METHOD_NAMES
 from spectrafm_hf.stages import read_recipe
 
-ALWAYS = {"seed": 0, "logging_steps": 2, "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "learning_rate": 1.0e-3}
+ALWAYS = {
+    "seed": 0,
+    "learning_rate": 1.0e-3,
+    "logging_steps": 2,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 FEW = {"labels": ["fe_h"], "window": [5500.0, 5900.0], "n_stars": 100, "fe_h_above": -1.0, "data": "miles"}
 RECIPES = {
     "1-synthetic": {
@@ -66,7 +73,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
     # The table: every key of the schema, every method, every subset.
     test = use_fake_library.split("test")
     poor = sum(star.labels["fe_h"] < -1 for star in test)
-    assert results["protocol"].startswith(f"[Fe/H] of all {len(test)} held-out MILES stars from 5500-5900 vacuum Angstrom")
+    assert f"all {len(test)} held-out MILES stars from 5500-5900 vacuum Angstrom" in results["protocol"]
     assert {key: results[key] for key in ("seed", "n_train", "n_test", "n_test_metal_poor", "label", "unit")} == {
         "seed": 0, "n_train": 100, "n_test": len(test), "n_test_metal_poor": poor, "label": "fe_h", "unit": "dex",
     }  # fmt: skip
@@ -116,8 +123,8 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
     assert two["seeds"][0]["methods"] == results["methods"] == two["methods"]
     assert two["seeds"][1]["methods"]["ridge"] != two["seeds"][0]["methods"]["ridge"]
     assert set(two["wins"]) == {name for name in METHOD_NAMES if not name.startswith("spectrafm")}
-    rmse = [[record["methods"][name]["metal_poor"]["rmse"] for name in ("spectrafm", "ridge")] for record in two["seeds"]]
-    assert two["wins"]["ridge"] == sum(ours < ridge for ours, ridge in rmse)
+    draws = [{name: m["metal_poor"]["rmse"] for name, m in record["methods"].items()} for record in two["seeds"]]
+    assert two["wins"]["ridge"] == sum(rmse["spectrafm"] < rmse["ridge"] for rmse in draws)
 
 
 def test_every_method_learns_from_the_same_stars_and_pixels(plan, monkeypatch, use_fake_library):
@@ -176,7 +183,8 @@ def test_misspelt_recipe_is_noticed_before_the_first_stage(plan):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"n_seeds": 0}, "at least 1 seed"), ({"budget": 0.0}, "positive factor"), ({"budget": -1.0}, "positive")]
+    ("wrong", "message"),
+    [({"n_seeds": 0}, "at least 1 seed"), ({"budget": 0.0}, "positive factor"), ({"budget": -1.0}, "positive")],
 )
 def test_impossible_plans_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -130,7 +130,7 @@ def test_labels_not_learned_are_missing(extractor):
 
 def test_relabelled_rows_keep_their_flux(extractor):
     plain = SyntheticSpectra(extractor, 10, seed=1)
-    tied = SyntheticSpectra(extractor, 10, seed=1, relabel=lambda labels: labels + [0.0, 0.0, -0.2])
+    tied = SyntheticSpectra(extractor, 10, seed=1, relabel=lambda labels: labels - np.array([0.0, 0.0, 0.2]))
     np.testing.assert_allclose(
         decoded(extractor, [tied[3]]) - decoded(extractor, [plain[3]]), [[0.0, 0.0, -0.2]], atol=2e-3
     )
@@ -199,7 +199,7 @@ def test_observed_labels_and_errors_are_scaled(extractor, stars):
 
 
 def test_tokens_are_hidden_up_to_the_fraction_asked_for(extractor, stars):
-    whole, holed = observed(extractor, stars, n_spectra=200), observed(extractor, stars, n_spectra=200, missing_tokens=0.6)
+    whole, holed = (observed(extractor, stars, n_spectra=200, missing_tokens=fraction) for fraction in (0.0, 0.6))
     n_pixels = stars[1][0].sum()
     hidden = np.array([1 - row["attention_mask"].sum() / n_pixels for row in holed.__getitems__(range(200))])
     assert max(1 - row["attention_mask"].sum() / n_pixels for row in whole.__getitems__(range(20))) < 0.01
@@ -267,8 +267,8 @@ def test_rows_without_labels_make_a_batch_without_labels(extractor, synthetic):
 
 def test_number_of_workers_changes_nothing(extractor, synthetic):
     def batches(workers):
-        loader = DataLoader(synthetic, batch_size=8, sampler=range(24), num_workers=workers, collate_fn=SpectrumCollator(extractor))
-        return list(loader)
+        told = {"batch_size": 8, "sampler": range(24), "collate_fn": SpectrumCollator(extractor)}
+        return list(DataLoader(synthetic, num_workers=workers, **told))
 
     alone, shared = batches(0), batches(2)
     assert len(alone) == len(shared) == 3

@@ -303,7 +303,7 @@ def test_wavelengths_must_come_one_per_spectrum(extractor, star):
 
 def test_bad_spectrum_of_a_batch_is_named(extractor, star):
     wavelength, flux = star
-    with pytest.raises(ValueError, match="spectrum 1 of 3: .*good pixel"):
+    with pytest.raises(ValueError, match=r"spectrum 1 of 3: .*good pixel"):
         extractor([flux, np.zeros_like(flux), flux], wavelength)
 
 
@@ -356,7 +356,7 @@ def test_more_good_pixels_may_be_asked_for(star):
     [
         ({"label_names": ["feh"]}, "unknown label 'feh'.*fe_h"),
         ({"label_center": [0.0]}, "one entry per label, got 3, 1 and 3"),
-        ({"wavelength_range": (5400.0, 5000.0)}, "must be positive and in order"),
+        ({"wavelength_range": (5400.0, 5000.0)}, "wavelength_range"),
         ({"pixel_width": 0.0}, "must be positive"),
         ({"flux_center": [1.0] * 5}, "flux_center must have one entry per pixel of wavelength_grid .416., got 5"),
         ({"flux_scale": [1.0] * 417}, "flux_scale must have one entry per pixel .* got 417"),

@@ -1,5 +1,8 @@
 """Learning from few stars: what is drawn, what is solved, and what is left alone."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -34,8 +37,6 @@ def test_too_few_stars_are_refused_in_one_sentence(fake_library):
 
 
 def test_stars_without_metallicity_are_not_drawn(fake_library):
-    from dataclasses import replace
-
     stars = [replace(star, labels={**star.labels, "fe_h": np.nan}) for star in fake_library.split("train")]
     stars[:3] = [replace(star, labels={}) for star in stars[:3]]
     with pytest.raises(ValueError, match="got 0 of"):
@@ -89,9 +90,10 @@ def test_strong_relation_is_learned():
 def test_the_stronger_the_penalty_the_stiller_the_anchors():
     residual = FEW @ np.array([0.5, -0.3, 0.0, 0.0, 0.2, 0.0])
     moved = [np.std(corrected(solve_readout(FEW, residual, ANCHORS, [s]), ANCHORS)) for s in (0.01, 1.0, 100.0, 1e6)]
-    assert all(a > 2 * b for a, b in zip(moved, moved[1:], strict=False))
+    assert all(a > 2 * b for a, b in pairwise(moved))
     assert moved[-1] < 1e-5
-    assert corrected(solve_readout(FEW, residual, ANCHORS, [1e6]), FEW).mean() == pytest.approx(residual.mean(), abs=1e-4)
+    stiff = solve_readout(FEW, residual, ANCHORS, [1e6])
+    assert corrected(stiff, FEW).mean() == pytest.approx(residual.mean(), abs=1e-4)
 
 
 def test_stars_far_away_are_not_harmed():

@@ -35,9 +35,8 @@ def test_known_lines(line, air, vacuum):
 
 def test_round_trip():
     wavelength = np.linspace(2000.0, 17_000.0, 5000)
-    np.testing.assert_allclose(vacuum_to_air(air_to_vacuum(wavelength)), wavelength, rtol=0, atol=1e-4)
-    optical = (wavelength > 3000) & (wavelength < 10_000)
-    np.testing.assert_allclose(vacuum_to_air(air_to_vacuum(wavelength))[optical], wavelength[optical], rtol=0, atol=1e-5)
+    there_and_back = vacuum_to_air(air_to_vacuum(wavelength))
+    np.testing.assert_allclose(there_and_back, wavelength, rtol=0, atol=1e-5)
 
 
 def test_agrees_with_ciddor():

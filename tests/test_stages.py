@@ -41,12 +41,18 @@ SYNTHETIC = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
-OBSERVED = {key: SYNTHETIC[key] for key in ("labels", "window", "n_spectra", "learning_rate", "disable_tqdm", "use_cpu")} | {
+OBSERVED = {
     "stage": "2-observed",
     "data": "miles",
+    "labels": ["teff", "logg", "fe_h"],
+    "window": list(WINDOW),
+    "n_spectra": 64,
+    "learning_rate": 1.0e-3,
     "per_device_train_batch_size": 16,
     "logging_steps": 1,
     "seed": 0,
+    "disable_tqdm": True,
+    "use_cpu": True,
 }
 FEW_SHOT = OBSERVED | {
     "stage": "3-few-shot",
@@ -162,7 +168,7 @@ def test_binary_recipe_is_refused(tmp_path):
 def test_fingerprint_knows_what_decides_and_what_does_not(tmp_path):
     path = written(tmp_path, SYNTHETIC)
     plain = fingerprint(*read_recipe(path))
-    for change in ({"seed": 1}, {"learning_rate": 2e-3}, {"n_spectra": 65}, {"context": 5}, {"window": [5000.0, 5300.0]}):
+    for change in ({"seed": 1}, {"learning_rate": 2e-3}, {"n_spectra": 65}, {"context": 5}, {"window": [5e3, 5.3e3]}):
         assert fingerprint(*read_recipe(path, **change)) != plain, change
     for change in ({"output_dir": "x"}, {"logging_steps": 7}, {"save_steps": 3}, {"disable_tqdm": False}):
         assert fingerprint(*read_recipe(path, **change)) == plain, change
@@ -266,7 +272,8 @@ def test_killed_stage_goes_on_and_ends_with_the_same_bits(parent, tmp_path):
     threads = str(torch.get_num_threads())
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(TRAIN_SCRIPT), str(recipe), "--output", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "stage.json").exists()

@@ -113,7 +113,7 @@ def test_a_pixel_does_not_depend_on_the_window(instrument):
     flux = CannonSynthesizer(whole, **instrument)(labels)
     for window in (slice(100, 200), slice(450, None)):
         part = CannonSynthesizer(whole[window], **instrument)(labels)
-        np.testing.assert_allclose(part, flux[:, window], atol=5e-4 if "resolving_power" in instrument else 1e-5)
+        np.testing.assert_allclose(part, flux[:, window], atol=1e-5)
 
 
 def test_a_star_does_not_depend_on_its_batch():
@@ -148,7 +148,7 @@ def test_stars_outside_the_grid_are_refused(labels, message):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"wavelength": np.arange(2900.0, 3100.0), "fwhm": 2.5}, r"the Cannon grid reaches \[30\d\d, 179\d\d\] vacuum Angstrom"),
+        ({"wavelength": np.arange(2900.0, 3100.0), "fwhm": 2.5}, r"reaches \[30\d\d, 179\d\d\] vacuum Angstrom"),
         ({"wavelength": np.arange(17_900.0, 18_100.0), "fwhm": 2.5}, r"got \[17900, 18099\]"),
         ({"wavelength": MG_WINDOW}, "either fwhm .* or resolving_power"),
         ({"wavelength": MG_WINDOW, "fwhm": 2.5, "resolving_power": 2000.0}, "not both"),
@@ -265,6 +265,8 @@ def test_velocity_shifts_a_line_by_v_over_c():
     shifted = star_flux(PIXELS, {5200.5 * (1 + velocity[receding] / SPEED_OF_LIGHT): 0.5}, fwhm=8.0)
     unshifted = np.abs(flux[0] - shifted).max()
     assert np.abs(seen[receding] - shifted).max() < 0.25 * unshifted
+    redder, _ = observe(flux, PIXELS + 2000, 8.0, ObservingConditions(**{**STILL, "velocity": 30.0}), generators(400))
+    np.testing.assert_allclose((redder - flux), (seen - flux) * (PIXELS + 2000) / PIXELS, atol=1e-5)
 
 
 def test_resolution_varies_and_equivalent_width_does_not():
@@ -348,8 +350,8 @@ def readings(n=300, seed=0):
 
 def quadratic(labels):
     """A known relation: observed [Fe/H] is 0.2 dex lower, more so for the metal-poor; the other labels are right."""
-    x = (labels - np.array(CENTER)) / np.array(SCALE)
-    return labels + np.outer((-0.2 + 0.1 * x[:, 2] - 0.05 * x[:, 2] ** 2 + 0.04 * x[:, 0] * x[:, 2]) / 0.8, [0.0, 0.0, 0.8])
+    teff, _, fe_h = ((labels - np.array(CENTER)) / np.array(SCALE)).T
+    return labels + np.outer(-0.2 + 0.1 * fe_h - 0.05 * fe_h**2 + 0.04 * teff * fe_h, [0.0, 0.0, 1.0])
 
 
 def test_equal_scales_are_left_alone():

@@ -107,8 +107,8 @@ class CannonSynthesizer:
         if self.fwhm is not None:
             sigma = self.fwhm * FWHM_TO_SIGMA / np.median(np.diff(native))
             return native, gaussian_filter1d(components, sigma, axis=-1, mode="nearest")
-        step = np.log(native[-1] / native[-2])
-        uniform = np.exp(np.arange(np.log(native[0]), np.log(native[-1]), step))
+        step = 5e-6  # 0.1 Angstrom at the red end; nodes at its multiples, so that a window sees the nodes of the whole
+        uniform = np.exp(step * np.arange(np.ceil(np.log(native[0]) / step), np.log(native[-1]) / step))
         sigma = FWHM_TO_SIGMA / float(self.resolving_power or 1) / step
         on_log = np.stack([np.interp(uniform, native, component) for component in components])
         return uniform, gaussian_filter1d(on_log, sigma, axis=-1, mode="nearest")

@@ -1,0 +1,44 @@
+"""What the README shows works as shown."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_extractor, tiny_model
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture
+def readme():
+    return README.read_text()
+
+
+def test_first_screen_has_exactly_the_two_commands(readme):
+    first_block = re.search(r"```bash\n(.*?)```", readme, flags=re.DOTALL).group(1)
+    assert [line.split("#")[0].strip() for line in first_block.strip().splitlines()] == ["make transfer", "make test"]
+
+
+def test_python_example_predicts_labels(readme, tmp_path, capsys):
+    model, extractor = tiny_model(), tiny_extractor()
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert "runs/transfer/2-observed" in example
+    assert len(example.strip().splitlines()) <= 8
+    low, high = extractor.wavelength_range
+    wavelength = np.linspace(low, high, 800)
+    exec(example.replace("runs/transfer/2-observed", str(tmp_path)), {"flux": np.ones(800), "wavelength": wavelength})
+    printed = capsys.readouterr().out
+    assert all(f"'{name}': {{'value': array(" in printed for name in extractor.label_names)
+
+
+def test_every_file_the_readme_names_exists(readme):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", readme)
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_nothing_is_left_to_fill_in(readme):
+    assert re.findall(r"@[A-Z]+@", readme) == []
