@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 # The versions everything was tested with; pyproject.toml gives the ranges.
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
-	safetensors==0.8.0 evaluate==0.4.6
+	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1
 
 .PHONY: transfer test test-network lint clean
 
@@ -32,11 +32,12 @@ lint: $(VENV)/.dev
 $(VENV)/bin/python:
 	@echo "making $(VENV) (once, about two minutes with the packages)"
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# Where the index has several builds of torch, TORCH_INDEX chooses: make transfer TORCH_INDEX="--index-url URL-of-CPU-builds".
 # torch first, and alone: later requirements then find it in place and fetch no other build.
 $(VENV)/.torch: $(VENV)/bin/python
-	$(PIP) install -q $(firstword $(PINS))
+	$(PIP) install -q $(TORCH_INDEX) $(firstword $(PINS))
 	@touch $@
 
 $(VENV)/.transfer: pyproject.toml $(VENV)/.torch

@@ -25,6 +25,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from .metrics import MAD_TO_SIGMA
 
@@ -321,9 +322,12 @@ class MLP(Baseline):
     def _fit(self, flux: np.ndarray, values: np.ndarray, errors: np.ndarray, seed: int) -> None:
         n_checks = self.MAX_EPOCHS // self.CHECK_EVERY
         out_of_fold = {}
+        folds = _folds(len(flux), seed)
+        progress = tqdm(total=len(self.DROPOUTS) * len(folds) + 1, desc="    networks", leave=False, disable=None)
         for dropout in self.DROPOUTS:
             mean, sigma = np.empty((n_checks, len(flux))), np.empty((n_checks, len(flux)))
-            for fold, others in _folds(len(flux), seed):
+            for fold, others in folds:
+                progress.update()
                 network = _Network(flux[others], values[others], errors[others], self.WIDTHS, dropout, seed)
                 for check in range(n_checks):
                     network.train(self.CHECK_EVERY, self.LEARNING_RATE, self.WEIGHT_DECAY)
@@ -338,6 +342,7 @@ class MLP(Baseline):
         self._sigma_factor = model_sigma(residual, errors) / float(np.sqrt(np.mean(sigma**2)))
         self._network = _Network(flux, values, errors, self.WIDTHS, self.dropout, seed)
         self._network.train(self.n_epochs, self.LEARNING_RATE, self.WEIGHT_DECAY)
+        progress.close()
 
     def _predict(self, flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean, sigma = self._network.predict(flux)

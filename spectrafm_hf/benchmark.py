@@ -5,8 +5,9 @@
     stage 3  100 of them with [Fe/H] > -1, 5,800-7,400 A       fe_h only
     test     all MILES test stars, 5,800-7,400 A, metal-poor ones above all
 
-Every method of the comparison gets the same 100 stars, the same pixels and the same normalisation. Nothing about a test
-star is used to choose anything. Whatever is finished is kept on disk, so that a run takes up where it was stopped.
+Every method of the comparison gets the same 100 stars, the same pixels and the same normalisation. A run uses nothing
+of a test star to choose anything; what was looked at while the recipes were written is told in training/LOG.md.
+Whatever is finished is kept on disk, so that a run takes up where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -35,12 +37,13 @@ from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .hub import CardFacts, render_model_card, results_table
 from .labels import get_label
-from .metrics import METHOD_NAMES, summarise, summarise_bins, summarise_subsets
+from .metrics import METAL_POOR_BELOW, METHOD_NAMES, summarise, summarise_bins, summarise_subsets
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .stages import (
     DONE_FILE,
     StageArguments,
+    few_threads,
     fingerprint,
     load_parent,
     lowest_fe_h,
@@ -48,6 +51,7 @@ from .stages import (
     read_recipe,
     recipe_folder,
     run_stage,
+    synthesis,
     train,
 )
 from .synthesis.sampler import LabelSampler
@@ -81,15 +85,14 @@ class TransferPlan:
 
     def recipe(self, name: str, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
         path = (self.recipes or recipe_folder()) / f"{name}.yaml"
-        stage, _ = recipe = read_recipe(path, **changes)
-        if self.budget == 1.0:
-            return recipe
-        return read_recipe(path, **changes, n_spectra=max(int(stage.n_spectra * self.budget), 64))
+        stage, training = read_recipe(path, **changes)
+        n_spectra = stage.n_spectra if self.budget == 1 else max(int(stage.n_spectra * self.budget), 64)
+        return replace(stage, n_spectra=n_spectra), training
 
     def __post_init__(self) -> None:
         if self.n_seeds < 1:
             raise ValueError(f"at least 1 seed is needed, got {self.n_seeds}.")
-        if not self.budget > 0:
+        if not 0 < self.budget < np.inf:
             raise ValueError(f"budget must be a positive factor, got {self.budget:g}.")
 
 
@@ -104,6 +107,7 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
         LibrariesUnavailableError: the stars are neither in the cache nor to be had.
     """
     recipes = {name: plan.recipe(name, output_dir=str(plan.output / name)) for name in (*STAGE_NAMES, SCRATCH_RECIPE)}
+    check_recipes(recipes)
     n_steps = 4 + plan.n_seeds
     announce(1, n_steps, "stars: the MILES library")
     library = load_library("miles")
@@ -114,10 +118,11 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
     for step, name in enumerate(STAGE_NAMES[:2], start=2):
         stage, training = recipes[name]
         announce(step, n_steps, f"stage {name}: {stage.n_spectra:,} spectra")
-        parent = run_stage(replace(stage, model=None if parent is None else str(parent)), training, plan.again)
+        parent = run_stage(stage if parent is None else replace(stage, model=str(parent)), training, plan.again)
 
     assert parent is not None
-    records, predictions = [], {}
+    records: list[dict[str, Any]] = []
+    first: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     test = library.split("test")
     truth = np.array([star.labels[LABEL] for star in test])
     for seed in range(plan.n_seeds):
@@ -126,29 +131,40 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
         stage, training = plan.recipe("3-few-shot", output_dir=str(home / "3-few-shot"), seed=seed, model=str(parent))
         folder = run_stage(stage, training, plan.again)
         answers = compare(plan, home / "predictions", stage, training, parent, folder, library)
-        predictions[seed] = answers
+        first = first or answers
         methods = {
-            name: summarise_subsets(get_label(LABEL), *rearranged(answers[name], truth)) for name in METHOD_NAMES
+            name: summarise_subsets(get_label(LABEL), mean, truth, truth, sigma)  # the label is [Fe/H] itself
+            for name, (mean, sigma) in answers.items()
         }
         records.append({"seed": seed, "n_train": stage.n_stars, "methods": methods})
 
     announce(n_steps, n_steps, "table, figures, cards")
-    results = assemble(plan, recipes, library, records, predictions[0], truth, parent)
+    results = assemble(plan, recipes, library, records, first, truth)
     write_json(plan.output / "results.json", results)
-    draw(plan.output, results, predictions[0], truth)
+    draw(plan.output, results, first, truth)
     write_cards(plan, recipes, results, library)
     return results
 
 
-def rearranged(
-    answer: tuple[np.ndarray, np.ndarray], truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, sigma) -> predicted, truth, fe_h, sigma as `summarise_subsets` takes them; the label is [Fe/H] itself."""
-    return answer[0], truth, truth, answer[1]
-
-
 def announce(step: int, n_steps: int, what: str) -> None:
     logger.info("\n[%d/%d] %s", step, n_steps, what)
+
+
+def check_recipes(recipes: dict[str, tuple[StageArguments, TrainingArguments]]) -> None:
+    """Refuse recipes that make no comparison, before the training.
+
+    Raises:
+        ValueError: Stage 3 draws no stars, or the network from scratch is to see other ones.
+    """
+    few_shot, scratch = recipes["3-few-shot"][0], recipes[SCRATCH_RECIPE][0]
+    if few_shot.n_stars is None or few_shot.fe_h_above is None or few_shot.labels != [LABEL]:
+        raise ValueError(f"recipe 3-few-shot must set n_stars and fe_h_above, and its labels must be [{LABEL}].")
+    for key in ("data", "labels", "window", "n_stars", "fe_h_above"):
+        if getattr(few_shot, key) != getattr(scratch, key):
+            raise ValueError(
+                f"recipes 3-few-shot and {SCRATCH_RECIPE} must agree on {key} to be compared, got "
+                f"{getattr(few_shot, key)} and {getattr(scratch, key)}."
+            )
 
 
 def check_test_stars(library: Library, few_shot: StageArguments, n_seeds: int) -> None:
@@ -157,9 +173,9 @@ def check_test_stars(library: Library, few_shot: StageArguments, n_seeds: int) -
     Raises:
         ValueError: Too few stars to draw from, or no metal-poor test star.
     """
-    assert few_shot.n_stars is not None
+    assert few_shot.n_stars is not None  # see check_recipes
     draw_stars(library.split("train"), few_shot.n_stars, lowest_fe_h(few_shot), seed=0)
-    n_poor = sum(star.labels[LABEL] < -1 for star in library.split("test"))
+    n_poor = sum(star.labels[LABEL] < METAL_POOR_BELOW for star in library.split("test"))
     if n_poor == 0:
         raise ValueError(
             "the test split has no star with [Fe/H] < -1 dex, so there is nothing to compare; loosen the cuts."
@@ -234,7 +250,8 @@ def compare(
         kept = None if plan.again else load_answer(path, key)
         if kept is None:
             logger.info("  %s", METHOD_NAMES[name])
-            kept = ways[name]()
+            with few_threads():
+                kept = ways[name]()
             save_answer(path, key, kept)
         answers[name] = kept
     return answers
@@ -331,10 +348,11 @@ def save_answer(path: Path, key: str, answer: tuple[np.ndarray, np.ndarray]) -> 
 
 def load_answer(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """A kept answer, if it came from the same stars, recipes and weights."""
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as kept:
-        return (kept["mean"], kept["sigma"]) if str(kept["key"]) == key else None
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return (kept["mean"], kept["sigma"]) if str(kept["key"]) == key else None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None  # not there, or damaged: it is made anew
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -350,25 +368,27 @@ def assemble(
     records: list[dict[str, Any]],
     answers: dict[str, tuple[np.ndarray, np.ndarray]],
     truth: np.ndarray,
-    parent: Path,
 ) -> dict[str, Any]:
     """results.json; see the README for its schema."""
     few_shot, test = recipes["3-few-shot"][0], library.split("test")
     in_bins = {name: np.array([star.labels[name] for star in test]) for name in ("fe_h", "teff", "logg")}
     low, high = few_shot.window
+    blue = recipes["2-observed"][0]
     results: dict[str, Any] = {
         "protocol": (
-            f"[Fe/H] of all {len(test)} held-out MILES stars from {low:.0f}-{high:.0f} vacuum Angstrom, learned from "
-            f"{few_shot.n_stars} MILES stars with [Fe/H] > {few_shot.fe_h_above:g}; split by star"
+            f"[Fe/H] of all {len(test)} held-out MILES stars from {low:.0f}-{high:.0f} vacuum Angstrom, learned there "
+            f"from {few_shot.n_stars} MILES stars with [Fe/H] > {few_shot.fe_h_above:g}; split by star. The "
+            f"pre-trained network saw synthetic spectra and, from {blue.window[0]:.0f}-{blue.window[1]:.0f} Angstrom, all "
+            f"{len(library.split('train'))} stars of the training split with their labels before."
         ),
         **records[0],
         "n_test": len(test),
-        "n_test_metal_poor": int((truth < -1).sum()),
+        "n_test_metal_poor": int((truth < METAL_POOR_BELOW).sum()),
         "label": LABEL,
         "unit": get_label(LABEL).unit,
         "bins": {
-            name: summarise_bins(get_label(LABEL), *rearranged(answer, truth)[:2], in_bins, sigma=answer[1])
-            for name, answer in answers.items()
+            name: summarise_bins(get_label(LABEL), mean, truth, in_bins, sigma)
+            for name, (mean, sigma) in answers.items()
         },
         "stages": {name: stage_results(plan, recipes, name, library) for name in STAGE_NAMES[:2]},
         "selection": library.report.to_dict(),
@@ -399,11 +419,9 @@ def stage_results(
     model = SpectraFMForLabelPrediction.from_pretrained(folder)
     extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
     if stage.data == "synthetic":
-        unseen = SyntheticSpectra(
-            extractor, 500, seed=1_000_003, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler)
-        )
+        unseen = SyntheticSpectra(extractor, 500, seed=1_000_003, **synthesis(stage))
         labels, flux, good, _ = unseen.synthesize(range(len(unseen)))
-        what = f"{len(unseen)} synthetic stars it has not seen"
+        what = f"{len(unseen)} synthetic stars it has not seen, observed as in training"
     else:
         observed = Observed.from_spectra(library.split("test"), extractor, stage.window)
         labels, flux, good = observed.labels, observed.flux, observed.good
@@ -469,14 +487,14 @@ def write_cards(
         model, _ = load_parent(replace(stage, model=str(folder)))
         facts = CardFacts(
             model_name=f"spectrafm-{name}",
-            folder=str(folder),
+            folder=name,
             license="mit",
             labels={label: ranges[label] for label in stage.labels},
             wavelength_range=(low, high),
             teff_range=ranges["teff"],
             fwhm=stage.fwhm,
             n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            recipe=f"training/recipes/{name}.yaml",
+            recipe=f"{name}.yaml" + ("" if plan.budget == 1 else f", with {plan.budget:g} of its spectra"),
             training_data=data,
             parent=STAGE_NAMES[number - 1] if number else None,
             spectra_seen=record["recipe"]["n_spectra"],

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .synthesis.cannon import LABEL_NAMES, CannonSynthesizer
-from .synthesis.observing import ObservingConditions, observe, smooth_noise
+from .synthesis.observing import WIGGLE_LENGTH, ObservingConditions, observe, smooth_noise
 from .synthesis.sampler import LabelSampler
 
 Row = dict[str, np.ndarray]
@@ -51,7 +51,8 @@ class SyntheticSpectra(Dataset):
         sampler: Which stars.
         conditions: How they are observed.
         label_error: 1-sigma error given to synthetic labels, in scaled units: no synthetic label is worth more.
-        relabel: Labels (n, 3) in K, dex, dex -> labels to be learned; None = as drawn. See `synthesis.label_tie`.
+        relabel: Labels (n, n_labels) in the extractor's order, K and dex -> labels to be learned; None = as drawn.
+            See `synthesis.label_tie`.
         learned: Labels given; the model's others are missing. None = all.
     """
 
@@ -123,8 +124,9 @@ class SyntheticSpectra(Dataset):
             good[row, pixels[-1].stop :] = False
         normalised, good = extractor.normalise(flux, good)
         scaled = extractor.scale(normalised, good)
-        relabelled = labels if self.relabel is None else self.relabel(labels)
-        encoded, _ = extractor.encode_labels(np.where(self._given, relabelled[:, self._columns], np.nan))
+        chosen = labels[:, self._columns]
+        relabelled = chosen if self.relabel is None else self.relabel(chosen)
+        encoded, _ = extractor.encode_labels(np.where(self._given, relabelled, np.nan))
         return [
             {
                 "flux": scaled[row, run],
@@ -182,12 +184,13 @@ class ObservedSpectra(Dataset):
         n_pixels = flux.shape[1]
         for row, index in enumerate(indices):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-            wiggle = smooth_noise(rng, n_pixels, 200.0 / extractor.pixel_width)
+            wiggle = smooth_noise(rng, n_pixels, WIGGLE_LENGTH / extractor.pixel_width)
             noise = rng.standard_normal(n_pixels, dtype=np.float32)
             flux[row] *= (1 + self.continuum_wiggle * wiggle) * (1 + self.noise * noise)
             hidden = rng.random(n_pixels // patch) < self.missing_tokens * rng.random()
-            if not hidden.all():
-                good[row] &= ~np.repeat(hidden, patch) | ~good[row].any()
+            shown = good[row] & ~np.repeat(hidden, patch)
+            if shown.any():
+                good[row] = shown
         normalised, good = extractor.normalise(flux, good)
         scaled = extractor.scale(normalised, good)
         return [

@@ -35,7 +35,7 @@ class SpectraFMConfig(PreTrainedConfig):
     model_type = "spectrafm"
 
     label_names: list[str] | tuple[str, ...] = ("teff", "logg", "fe_h")
-    patch_size: int = 32
+    patch_size: int = 160
     hidden_size: int = 192
     num_hidden_layers: int = 4
     num_decoder_layers: int = 1
@@ -45,7 +45,7 @@ class SpectraFMConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     encoding_size: int = 128
-    shortest_period: float | int = 40.0
+    shortest_period: float | int = 160.0
     longest_period: float | int = 50_000.0
     default_label_error: float | int = 0.2
     initializer_range: float | int = 0.02
@@ -54,7 +54,7 @@ class SpectraFMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.label_names = list(self.label_names)
         self.problem_type = self.problem_type or "regression"
-        kwargs.setdefault("num_labels", len(self.label_names))
+        kwargs.setdefault("id2label", dict(enumerate(self.label_names)))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -55,10 +55,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         label_names: Sequence[str] = ("teff", "logg", "fe_h"),
         label_center: Sequence[float] | None = None,
         label_scale: Sequence[float] | None = None,
-        patch_size: int = 80,
+        patch_size: int = 160,
         pixel_width: float = 1.0,
         wavelength_range: Sequence[float] = (3600.0, 7400.0),
-        smoothing_length: float = 60.0,
+        smoothing_length: float = 100.0,
         flux_range: Sequence[float] = (-0.5, 3.0),
         flux_center: Sequence[float] | None = None,
         flux_scale: Sequence[float] | None = None,
@@ -177,9 +177,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             continuum = self._pseudo_continuum(flux, good)
             with np.errstate(invalid="ignore", divide="ignore"):
                 normalised = flux / continuum
-                outside = ~((normalised > self.flux_range[0]) & (normalised < self.flux_range[1]))
-            # A deep negative spike can pull the continuum below 0 around it: first it goes, then the rest is judged.
-            outlier = np.where(continuum > 0, outside, (flux <= 0) | (attempt > 0))
+                outside = ~((normalised > self.flux_range[0]) & (normalised < self.flux_range[1])) | ~(continuum > 0)
+            # A spike pulls the continuum along: at first only what cannot be starlight (the median is 1) goes, then the
+            # rest is judged.
+            outlier = outside if attempt else outside & ((flux <= 0) | (flux > self.flux_range[1]))
             if not (good & outlier).any():
                 break
             good = good & ~outlier

@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from transformers import (
@@ -34,6 +36,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import cached_file
 
 from .builders.libraries import load_library
 from .collation import Interleaved, ObservedSpectra, SpectrumCollator, SyntheticSpectra
@@ -49,7 +52,11 @@ from .synthesis.sampler import LabelSampler
 
 logger = logging.getLogger(__name__)
 
-DONE_FILE, TIE_FILE = "stage.json", "label_tie.json"
+DONE_FILE, TIE_FILE, BEGUN_FILE = "stage.json", "label_tie.json", "begun.txt"
+QUIETLY: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 PACKAGES = ("spectrafm_hf", "transformers", "torch", "accelerate", "safetensors", "numpy")
 
 
@@ -74,7 +81,8 @@ class StageArguments:
         observing: Arguments of `ObservingConditions`.
         synthetic_label_error: 1-sigma given to synthetic labels, scaled units.
         replay: Fraction of synthetic spectra among real ones, against forgetting: 0, 0.25, 0.5 or 0.75.
-        tie_labels: Relabel the replayed spectra to the real label scale, see `LabelTie`.
+        tie_labels: Relabel the replayed spectra to the real label scale, see `LabelTie`: `fit` = find it with this
+            stage's stars, `parent` = the one the parent found; none = synthetic labels as they are.
         n_stars: Train on this many stars only, drawn by the seed; none = all of the training split.
         fe_h_above: And only on stars with [Fe/H] above, dex.
         observed_noise: 1-sigma of noise added to real spectra, relative to the flux.
@@ -104,7 +112,7 @@ class StageArguments:
     observing: dict[str, Any] = field(default_factory=dict)
     synthetic_label_error: float = 0.03
     replay: float = 0.0
-    tie_labels: bool = False
+    tie_labels: str | None = None
     n_stars: int | None = None
     fe_h_above: float | None = None
     observed_noise: float = 0.01
@@ -116,6 +124,7 @@ class StageArguments:
     cpu_threads: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.data not in ("synthetic", "miles"):
             raise ValueError(f"data must be synthetic or miles, got {self.data!r}.")
         if self.n_spectra < 1:
@@ -126,10 +135,38 @@ class StageArguments:
             raise ValueError(f"replay must be 0, 0.25, 0.5 or 0.75 of the spectra, got {self.replay:g}.")
         if self.readout not in (None, "solve"):
             raise ValueError(f"readout must be solve or left out, got {self.readout!r}.")
+        if self.tie_labels not in (None, "fit", "parent"):
+            raise ValueError(f"tie_labels must be fit, parent or left out, got {self.tie_labels!r}.")
+        if self.n_stars is not None and self.n_stars < 1:
+            raise ValueError(f"n_stars must be at least 1 star, got {self.n_stars}.")
         if self.lora and self.trainable is not None:
             raise ValueError("lora and trainable both say what moves; give one of them.")
+        if self.model is None and (self.readout or self.trainable or self.lora or self.tie_labels):
+            raise ValueError("readout, trainable, lora and tie_labels build on a parent; name it with `model:`.")
         if self.data == "synthetic" and (self.replay or self.n_stars or self.readout):
             raise ValueError("replay, n_stars and readout belong to stages on real stars (data: miles).")
+
+
+KINDS: Mapping[str, Any] = {"str": str, "int": int, "float": (int, float), "list": list, "dict": dict}
+"""How the type of a recipe's value is written in `StageArguments` -> what YAML makes of it."""
+
+
+def check_types(stage: StageArguments) -> None:
+    """Refuse a recipe's value of another type than its key wants.
+
+    Raises:
+        ValueError: Names the key, what it wants and what came.
+    """
+    for key, annotation in StageArguments.__annotations__.items():
+        kind, value = annotation.removesuffix(" | None"), getattr(stage, key)
+        if value is None and kind != annotation:
+            continue
+        outer, _, inner = kind.rstrip("]").partition("[")
+        parts = [(outer, value)]
+        if outer == "list" and isinstance(value, list):
+            parts += [(inner, each) for each in value]
+        if any(not isinstance(each, KINDS[name]) or isinstance(each, bool) for name, each in parts):
+            raise ValueError(f"{key} must be {kind}, got {value!r}; see the recipes in training/recipes.")
 
 
 # ---------------------------------------------------------------- recipes
@@ -184,12 +221,19 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
         raise ValueError(f"recipe {path} must hold `key: value` lines, got {type(recipe).__name__}.")
     recipe |= changes
     check_keys(f"recipe {path.name}", recipe, _names(StageArguments) | _names(TrainingArguments))
+    for key in ("max_steps", "num_train_epochs"):
+        if key in recipe:
+            raise ValueError(
+                f"recipe {path.name}: the budget is n_spectra, each shown once; {key} is not for you to set."
+            )
     for section, wanted in SECTIONS.items():
+        if not isinstance(recipe.get(section) or {}, dict):
+            raise ValueError(f"recipe {path.name}: {section} must hold `key: value` lines, got {recipe[section]!r}.")
         check_keys(f"recipe {path.name}, {section}:", recipe.get(section) or {}, wanted)
     missing = [f.name for f in fields(StageArguments)[:4] if f.name not in recipe]
     if missing:
         raise ValueError(f"recipe {path.name} lacks {', '.join(missing)}.")
-    for key in ("learning_rate", "weight_decay", "warmup_steps"):
+    for key in ("n_spectra", "learning_rate", "weight_decay", "warmup_steps"):
         if isinstance(recipe.get(key), str):
             raise ValueError(
                 f"recipe {path.name}: {key} must be a number, got text {recipe[key]!r}; YAML wants 1.0e-4, not 1e-4."
@@ -202,8 +246,12 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
     try:
         parser = HfArgumentParser([StageArguments, TrainingArguments])  # type: ignore[list-item]
         stage, training = parser.parse_dict(recipe)
+        LabelSampler(**stage.sampler)
+        ObservingConditions(**stage.observing)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"recipe {path.name}: {error}") from error
+        raise ValueError(f"recipe {path.name}: {' '.join(str(error).split())}") from error
+    if not 0 <= training.seed < 2**32 - 1:
+        raise ValueError(f"recipe {path.name}: seed must lie in 0 to 2**32 - 2, got {training.seed}.")
     return stage, training
 
 
@@ -211,15 +259,31 @@ def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
     """SHA-256 of all that decides the outcome: recipe, seed, parent. Folders and logging do not."""
     parent = None
     if stage.model is not None:
-        done = Path(stage.model) / DONE_FILE
-        parent = json.loads(done.read_text())["fingerprint"] if done.is_file() else [stage.model, stage.model_revision]
+        record, weights = read_record(Path(stage.model)), Path(stage.model) / "model.safetensors"
+        if record is not None:
+            parent = record["fingerprint"]
+        elif weights.is_file():
+            parent = hashlib.sha256(weights.read_bytes()).hexdigest()
+        else:
+            parent = [stage.model, stage.model_revision]
     decisive = (
         "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
         "adam_epsilon", "max_grad_norm", "lr_scheduler_kwargs", "per_device_train_batch_size", "max_steps", "optim",
         "gradient_accumulation_steps", "bf16", "fp16", "seed", "data_seed", "dataloader_drop_last",
     )  # fmt: skip
-    told = asdict(stage) | {"model": parent, "model_revision": None} | {key: getattr(training, key) for key in decisive}
+    told = asdict(stage) | {key: getattr(training, key) for key in decisive}
+    told |= {"model": parent, "model_revision": None, "spectra_per_step": spectra_per_step(training)}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """stage.json of a folder whose stage is done; None if it is not, or if what it left is damaged."""
+    try:
+        record = json.loads((folder / DONE_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    whole = all((folder / name).is_file() for name in ("model.safetensors", "config.json", "preprocessor_config.json"))
+    return record if whole and isinstance(record, dict) and "fingerprint" in record else None
 
 
 # ---------------------------------------------------------------- parts of a stage
@@ -255,12 +319,17 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
     try:
         model = SpectraFMForLabelPrediction.from_pretrained(name, revision=revision, use_safetensors=True)
         extractor = SpectraFMFeatureExtractor.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run "
             "the stage before this one first, or correct `model:` in the recipe "
             f"({' '.join(str(error).split())[:200]})."
         ) from error
+    if unknown := set(stage.labels) - set(extractor.label_names):
+        raise ValueError(
+            f"the parent {name} predicts {', '.join(extractor.label_names)}, but the recipe asks it to learn "
+            f"{', '.join(sorted(unknown))}; correct `labels:`, or begin without a parent."
+        )
     return model, extractor
 
 
@@ -316,6 +385,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
+@contextmanager
+def few_threads(cpu_threads: int = 1) -> Iterator[None]:
+    """Torch on `cpu_threads`, NumPy's linear algebra on one: busily waiting pools take the cores from each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cpu_threads)
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     model: torch.nn.Module,
     extractor: SpectraFMFeatureExtractor,
@@ -336,12 +417,8 @@ def train(
     trainer.remove_callback(ProgressCallback)
     if not training.disable_tqdm:
         trainer.add_callback(StageProgress(name, spectra_per_step(training)))
-    # NumPy makes the rows in this process. Its own threads, waiting busily, would take the processors from torch's.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(cpu_threads)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with few_threads(cpu_threads):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    torch.set_num_threads(threads)
     return trainer.state.log_history
 
 
@@ -364,18 +441,10 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         OSError: The folder cannot be written.
     """
     folder, wanted = Path(str(training.output_dir)), fingerprint(stage, training)
-    check_writable(folder)
-    done = folder / DONE_FILE
-    if done.is_file() and not again and json.loads(done.read_text())["fingerprint"] == wanted:
-        logger.info("%s is done already (%s)", stage.stage, folder)
-        return folder
-    begun = folder / "begun.txt"
-    if again or not begun.is_file() or begun.read_text() != wanted:  # checkpoints of another recipe are of no use
-        for old in [*folder.glob("checkpoint-*"), *([folder / "peft"] if (folder / "peft").is_dir() else [])]:
-            shutil.rmtree(old)
-        done.unlink(missing_ok=True)
-        (folder / TIE_FILE).unlink(missing_ok=True)
-        begun.write_text(wanted)
+    with training.main_process_first(desc="clearing the folder"):
+        if is_done(folder, wanted, again, begin=training.process_index == 0):
+            logger.info("%s is done already (%s)", stage.stage, folder)
+            return folder
 
     set_seed(training.seed)
     if stage.model is None:
@@ -383,68 +452,118 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         model = new_model(stage, extractor)
     else:
         model, extractor = load_parent(stage)
-        if unknown := set(stage.labels) - set(extractor.label_names):
-            raise ValueError(
-                f"the parent {stage.model} predicts {', '.join(extractor.label_names)}, but the recipe asks it to "
-                f"learn {', '.join(sorted(unknown))}; correct `labels:`, or begin without a parent."
-            )
     model.set_attn_implementation(stage.attn_implementation)
-    facts: dict[str, Any] = {}
 
-    tie = (
-        LabelTie.load(Path(stage.model) / TIE_FILE)
-        if stage.model and (Path(stage.model) / TIE_FILE).is_file()
-        else None
-    )
-    synthetic: dict[str, Any] = {
-        "fwhm": stage.fwhm,
-        "sampler": LabelSampler(**stage.sampler),
-        "conditions": ObservingConditions(**stage.observing),
-        "label_error": stage.synthetic_label_error,
-    }
     if stage.data == "synthetic":
+        tie: LabelTie | None = None
+        facts: dict[str, Any] = {}
         rows: Dataset = SyntheticSpectra(
-            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, **synthetic
+            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, **synthesis(stage)
         )
     else:
-        stars = choose_stars(stage, training.seed)
-        observed = Observed.from_spectra(stars, extractor, stage.window)
-        facts["stars"] = observed.star_ids
-        learned = only_learned(stage, extractor.label_names, observed.labels)
-        if stage.tie_labels and tie is None:
-            as_read = predict_on_grid(model, extractor, observed.flux, observed.good).mean
-            tie = LabelTie.fit(
-                extractor.label_names, extractor.label_center, extractor.label_scale, as_read, observed.labels
-            )
+        stars = Observed.from_spectra(choose_stars(stage, training.seed), extractor, stage.window)
+        learned = only_learned(stage, extractor.label_names, stars.labels)
+        facts = {"stars": stars.star_ids}
+        tie = find_tie(stage, model, extractor, stars)
         if stage.readout == "solve":
-            facts["readout"] = solve_readouts(model, extractor, observed, learned, stage, training.seed, synthetic)
-        rows = ObservedSpectra(
-            extractor, observed.flux, observed.good, learned, observed.label_errors, stage.n_spectra, training.seed,
-            noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
-        )  # fmt: skip
-        if stage.replay:
-            # In the few-shot stage the replay shows what the stage sees; before, it keeps the whole range alive.
-            replayed = SyntheticSpectra(
-                extractor, stage.n_spectra, training.seed + 1, context=stage.context, relabel=tie,
-                window=stage.window if stage.n_stars else None, learned=stage.labels, **synthetic,
-            )  # fmt: skip
-            rows = Interleaved(rows, replayed, stage.n_spectra, n_first=round(4 * (1 - stage.replay)), period=4)
+            facts["readout"] = solve_readouts(model, extractor, stars, learned, stage, training.seed)
+        rows = observed_rows(stage, extractor, stars, learned, tie, training.seed)
 
     moving = choose_parameters(model, stage)
     history = train(
         moving, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
     )
 
-    model = moving.merge_and_unload() if stage.lora else model  # type: ignore[operator]
-    model.set_attn_implementation("sdpa")
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    model.save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    if tie is not None:
-        tie.save(folder / TIE_FILE)
-    finish(folder, stage, training, wanted, history, facts)
-    return folder
+    if training.process_index == 0:
+        model = moving.merge_and_unload() if stage.lora else model  # type: ignore[operator]
+        model.set_attn_implementation("sdpa")
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        if tie is not None:
+            tie.save(folder / TIE_FILE)
+        finish(folder, stage, training, wanted, history, facts)
+    with training.main_process_first(desc="saving"):  # the other processes wait for what the first one saves
+        return folder
+
+
+def is_done(folder: Path, wanted: str, again: bool, begin: bool) -> bool:
+    """Whether the stage is done with this fingerprint; if not and `begin`, what another recipe left is removed.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    check_writable(folder)
+    record = read_record(folder)
+    if record is not None and record["fingerprint"] == wanted and not again:
+        return True
+    begun = folder / BEGUN_FILE
+    if begin and (again or not begun.is_file() or begun.read_text() != wanted):
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+        for name in (DONE_FILE, TIE_FILE):
+            (folder / name).unlink(missing_ok=True)
+        begun.write_text(wanted)
+    return False
+
+
+def synthesis(stage: StageArguments) -> dict[str, Any]:
+    """How the recipe wants its synthetic stars drawn and observed: arguments of `SyntheticSpectra`."""
+    return {
+        "fwhm": stage.fwhm,
+        "sampler": LabelSampler(**stage.sampler),
+        "conditions": ObservingConditions(**stage.observing),
+        "label_error": stage.synthetic_label_error,
+    }
+
+
+def find_tie(
+    stage: StageArguments, model: SpectraFMForLabelPrediction, extractor: SpectraFMFeatureExtractor, stars: Observed
+) -> LabelTie | None:
+    """The label tie the recipe asks for: none, the parent's, or one fitted to this stage's stars.
+
+    Raises:
+        ValueError: The parent has none; or see `LabelTie.fit`.
+    """
+    if stage.tie_labels == "parent":
+        path = Path(str(stage.model)) / TIE_FILE
+        if not path.is_file():
+            path = Path(
+                cached_file(str(stage.model), TIE_FILE, revision=stage.model_revision or "main", **QUIETLY) or ""
+            )
+        if not path.is_file():
+            raise ValueError(f"tie_labels: parent, but {stage.model} has no {TIE_FILE}; tie them in the stage before.")
+        return LabelTie.load(path)
+    if stage.tie_labels == "fit":
+        as_read = predict_on_grid(model, extractor, stars.flux, stars.good).mean
+        scale = extractor.label_center, extractor.label_scale
+        return LabelTie.fit(extractor.label_names, *scale, as_read, stars.labels)
+    return None
+
+
+def observed_rows(
+    stage: StageArguments,
+    extractor: SpectraFMFeatureExtractor,
+    stars: Observed,
+    learned: np.ndarray,
+    tie: LabelTie | None,
+    seed: int,
+) -> Dataset:
+    """Real spectra with the labels learned from them, shape (n_stars, n_labels), and replayed synthetic ones."""
+    real = ObservedSpectra(
+        extractor, stars.flux, stars.good, learned, stars.label_errors, stage.n_spectra, seed,
+        noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
+    )  # fmt: skip
+    if not stage.replay:
+        return real
+    # In the few-shot stage the replay shows what the stage sees; before, it keeps the whole range alive.
+    window = stage.window if stage.n_stars else None
+    replayed = SyntheticSpectra(
+        extractor, stage.n_spectra, seed + 1, context=stage.context, window=window, relabel=tie, learned=stage.labels,
+        **synthesis(stage),
+    )  # fmt: skip
+    return Interleaved(real, replayed, stage.n_spectra, n_first=round(4 * (1 - stage.replay)), period=4)
 
 
 def solve_readouts(
@@ -454,11 +573,10 @@ def solve_readouts(
     learned: np.ndarray,
     stage: StageArguments,
     seed: int,
-    synthetic: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Solve the mean readout of each learned label on frozen features, in place; returns what was chosen."""
     answer = predict_on_grid(model, extractor, observed.flux, observed.good)
-    anchors = SyntheticSpectra(extractor, stage.n_anchors, seed + 2, window=stage.window, **synthetic)
+    anchors = SyntheticSpectra(extractor, stage.n_anchors, seed + 2, window=stage.window, **synthesis(stage))
     _, flux, good, _ = anchors.synthesize(range(len(anchors)))
     anchor_features = predict_on_grid(model, extractor, flux, good).features
     chosen = {}
@@ -554,4 +672,4 @@ def finish(
     os.replace(partial, folder / DONE_FILE)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    (folder / "begun.txt").unlink(missing_ok=True)
+    (folder / BEGUN_FILE).unlink(missing_ok=True)

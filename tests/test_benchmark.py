@@ -36,15 +36,25 @@ RECIPES = {
         "extractor": {"patch_size": PATCH_SIZE, "label_center": LABEL_CENTER, "label_scale": LABEL_SCALE},
     },
     "2-observed": {
+        "model": "the stage before",
         "data": "miles",
         "labels": ["teff", "logg", "fe_h"],
         "window": [5000.0, 5400.0],
         "n_spectra": 64,
         "replay": 0.5,
-        "tie_labels": True,
+        "tie_labels": "fit",
         "per_device_train_batch_size": 16,
     },
-    "3-few-shot": {**FEW, "readout": "solve", "n_anchors": 100, "trainable": ["head.log_var"], "n_spectra": 64},
+    "3-few-shot": {
+        **FEW,
+        "model": "the stage before",
+        "readout": "solve",
+        "n_anchors": 100,
+        "trainable": ["head.log_var"],
+        "n_spectra": 64,
+        "replay": 0.5,
+        "tie_labels": "parent",
+    },
     "scratch": {**FEW, "stage": "transformer-scratch", "n_spectra": 200, "per_device_train_batch_size": 32},
 }
 FAST = BASELINES | {"mlp_scratch": Median, "cannon": Ridge}

@@ -211,6 +211,18 @@ def test_spike_becomes_missing_and_disturbs_no_other_pixel(extractor, star, valu
     assert np.abs(found["flux"] - expected["flux"])[elsewhere].max() < 0.2  # 2 % of the continuum
 
 
+def test_dead_columns_do_not_take_their_neighbours_along(extractor, star):
+    """Six pixels far below zero pull the smoothed flux below zero too."""
+    wavelength, flux = star
+    dead = np.abs(wavelength - 5300.0) < 2.5
+    spoilt = extractor(np.where(dead, -60.0, flux), wavelength)
+    elsewhere = np.abs(spoilt["wavelength"] - 5300.0) > 5
+    expected = extractor(flux, wavelength, dead)
+    np.testing.assert_array_equal(spoilt["attention_mask"][elsewhere], expected["attention_mask"][elsewhere])
+    np.testing.assert_allclose(spoilt["flux"][elsewhere], expected["flux"][elsewhere], atol=0.1)
+    assert not spoilt["attention_mask"][np.abs(spoilt["wavelength"] - 5300.0) < 2].any()
+
+
 def test_duplicates_are_averaged(extractor, star):
     wavelength, flux = star
     doubled = extractor(np.concatenate([1.1 * flux, 0.9 * flux]), np.concatenate([wavelength, wavelength]))

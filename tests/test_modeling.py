@@ -372,8 +372,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
     model.train()
     expected = gradients(model, **batch, labels=labels, label_errors=errors)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert model.is_gradient_checkpointing
+    runs = []
+    for layer in (*model.encoder.layers, *model.decoder_layers):
+        layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     found = gradients(model, **batch, labels=labels, label_errors=errors)
+    assert len(runs) == 2 * 3  # once forward, once more backward, each of three layers
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)

@@ -151,7 +151,19 @@ def test_missing_recipe_names_its_neighbours(tmp_path):
         (SYNTHETIC | {"replay": 0.5}, "belong to stages on real stars"),
         (OBSERVED | {"replay": 0.3}, "replay must be 0, 0.25, 0.5 or 0.75 of the spectra, got 0.3"),
         (FEW_SHOT | {"readout": "guess"}, "readout must be solve or left out, got 'guess'"),
+        (OBSERVED | {"tie_labels": "loosely"}, "tie_labels must be fit, parent or left out, got 'loosely'"),
+        (OBSERVED | {"n_stars": 0}, "n_stars must be at least 1 star, got 0"),
+        (FEW_SHOT, "build on a parent; name it with `model:`"),
         (SYNTHETIC | {"lr_scheduler_type": "zigzag"}, "zigzag"),
+        (SYNTHETIC | {"max_steps": 5}, "the budget is n_spectra, each shown once; max_steps is not for you to set"),
+        (SYNTHETIC | {"labels": "fe_h"}, "labels must be list.str., got 'fe_h'"),
+        (SYNTHETIC | {"labels": ["fe_h", 3]}, "labels must be list.str."),
+        (SYNTHETIC | {"n_spectra": "many"}, "n_spectra must be a number, got text 'many'"),
+        (SYNTHETIC | {"n_spectra": 10.5}, "n_spectra must be int, got 10.5"),
+        (SYNTHETIC | {"context": "long"}, "context must be int, got 'long'"),
+        (SYNTHETIC | {"window": ["blue", "red"]}, "window must be list.float."),
+        (SYNTHETIC | {"sampler": 5}, "sampler must hold `key: value` lines, got 5"),
+        (SYNTHETIC | {"seed": -1}, "seed must lie in 0 to"),
     ],
 )
 def test_recipe_that_makes_no_sense_is_refused(tmp_path, recipe, message):
@@ -223,6 +235,22 @@ def test_a_stage_that_is_done_is_not_done_again(parent, tmp_path):
     run(SYNTHETIC, tmp_path / "stage", again=True)
     assert times(folder) != before
     assert weights(folder) == weights(parent)
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "preprocessor_config.json", "stage.json"])
+def test_a_stage_that_lost_a_file_is_done_again(parent, tmp_path, damage):
+    folder = run(SYNTHETIC, tmp_path / "stage")
+    (folder / damage).unlink()
+    run(SYNTHETIC, tmp_path / "stage")
+    assert (folder / damage).is_file()
+    assert weights(folder) == weights(parent)
+
+
+def test_half_written_record_is_no_record(parent, tmp_path):
+    folder = run(SYNTHETIC, tmp_path / "stage")
+    (folder / "stage.json").write_text('{"stage": "1-synth')
+    run(SYNTHETIC, tmp_path / "stage")
+    assert json.loads((folder / "stage.json").read_text())["stage"] == "1-synthetic"
 
 
 def test_a_changed_recipe_is_done_again(parent, tmp_path):
@@ -348,18 +376,21 @@ def test_stage_on_real_stars_learns_from_the_training_split_alone(parent, tmp_pa
 
 
 def test_stage_that_ties_labels_writes_the_tie_and_its_child_keeps_it(parent, tmp_path, use_fake_library):
-    tied = run(OBSERVED | {"model": str(parent), "replay": 0.5, "tie_labels": True}, tmp_path / "tied")
+    tied = run(OBSERVED | {"model": str(parent), "replay": 0.5, "tie_labels": "fit"}, tmp_path / "tied")
     tie = LabelTie.load(tied / "label_tie.json")
     assert tie.n_stars == len(use_fake_library.split("train"))
     assert tie.label_names == ("teff", "logg", "fe_h")
     untied = run(OBSERVED | {"model": str(parent), "replay": 0.5}, tmp_path / "untied")
     assert weights(tied) != weights(untied)
-    child = run(FEW_SHOT | {"model": str(tied), "replay": 0.5}, tmp_path / "child")
+    few_shot = FEW_SHOT | {"model": str(tied), "replay": 0.5, "tie_labels": "parent"}
+    child = run(few_shot, tmp_path / "child")
     assert (child / "label_tie.json").read_text() == (tied / "label_tie.json").read_text()
+    with pytest.raises(ValueError, match=r"tie_labels: parent, but .*untied has no label_tie.json"):
+        run(few_shot | {"model": str(untied)}, tmp_path / "orphan")
 
 
 def test_tie_of_an_earlier_recipe_does_not_linger(parent, tmp_path, use_fake_library):
-    folder = run(OBSERVED | {"model": str(parent), "replay": 0.5, "tie_labels": True}, tmp_path / "stage")
+    folder = run(OBSERVED | {"model": str(parent), "replay": 0.5, "tie_labels": "fit"}, tmp_path / "stage")
     run(OBSERVED | {"model": str(parent), "replay": 0.5}, tmp_path / "stage")
     assert not (folder / "label_tie.json").exists()
 
@@ -444,7 +475,6 @@ def test_command_runs_a_stage(tmp_path, monkeypatch, capsys, parent):
         (SYNTHETIC | {"n_spectra": 0}, "n_spectra must be at least 1"),
         (SYNTHETIC | {"labels": ["teff", "feh"]}, "unknown label 'feh'"),
         (SYNTHETIC | {"sampler": {"teff": [3000.0, 7000.0]}}, "teff must be a range within [3500, 8000]"),
-        (SYNTHETIC | {"trainable": ["heat"]}, "matches no parameter; they begin with decoder_layers, encoder, head"),
     ],
 )
 def test_command_says_what_is_wrong_with_a_recipe(tmp_path, monkeypatch, capsys, recipe, message):
@@ -489,6 +519,7 @@ SYNTHETIC_CHILD = {key: value for key, value in SYNTHETIC.items() if key not in 
         (SYNTHETIC_CHILD | {"labels": ["mg_fe"]}, "mg_fe"),
         (OBSERVED | {"window": [8000.0, 9000.0]}, "8000"),
         (SYNTHETIC_CHILD | {"window": [8000.0, 9000.0]}, "8000"),
+        (SYNTHETIC_CHILD | {"trainable": ["heat"]}, "matches no parameter; they begin with decoder_layers, encoder, head"),
     ],
 )
 def test_command_says_what_does_not_fit_the_parent(
@@ -526,6 +557,62 @@ def test_real_command_prints_no_traceback(tmp_path):
 # ---------------------------------------------------------------- adapters
 
 
+LORA = {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}, "learning_rate": 1e-2}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
+def test_recipe_with_lora_moves_the_adapted_weights_and_saves_an_ordinary_model(parent, tmp_path):
+    pytest.importorskip("peft")
+    folder = run(SYNTHETIC_CHILD | LORA | {"model": str(parent)}, tmp_path / "adapted")
+    before, after = (load_file(path / "model.safetensors") for path in (parent, folder))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.endswith(("q_proj.weight", "v_proj.weight"))}
+    change = after["encoder.layers.0.attention.q_proj.weight"] - before["encoder.layers.0.attention.q_proj.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 4
+    assert type(AutoModel.from_pretrained(folder)) is SpectraFMForLabelPrediction
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_interrupted_lora_goes_on_and_ends_with_the_same_bits(parent, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    recipe = SYNTHETIC_CHILD | LORA | {"model": str(parent)}
+    uninterrupted = run(recipe, tmp_path / "uninterrupted")
+    make, batches = stages.SyntheticSpectra.__getitems__, []
+
+    def make_or_stop(self, indices):
+        batches.append(indices)
+        if len(batches) == 6:
+            raise KeyboardInterrupt
+        return make(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.SyntheticSpectra, "__getitems__", make_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "interrupted")
+    assert last_checkpoint(tmp_path / "interrupted").name == "checkpoint-4"
+    assert weights(run(recipe, tmp_path / "interrupted")) == weights(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 4}, "lora: "),
+        ({"r": 4, "target_modules": ["attention_of_another_model"]}, "attention_of_another_model"),
+    ],
+)
+def test_lora_that_does_not_fit_is_refused(parent, tmp_path, lora, message):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=message):
+        run(SYNTHETIC_CHILD | {"lora": lora, "model": str(parent)}, tmp_path / "stage")
+
+
+def test_lora_and_trainable_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="both say what moves"):
+        read_recipe(written(tmp_path, SYNTHETIC | LORA | {"trainable": ["head"]}))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_lora_trains_adapters_and_leaves_the_model_alone(parent):
     peft = pytest.importorskip("peft")
     model = SpectraFMForLabelPrediction.from_pretrained(parent)
