@@ -378,8 +378,8 @@ def assemble(
         "protocol": (
             f"[Fe/H] of all {len(test)} held-out MILES stars from {low:.0f}-{high:.0f} vacuum Angstrom, learned there "
             f"from {few_shot.n_stars} MILES stars with [Fe/H] > {few_shot.fe_h_above:g}; split by star. The "
-            f"pre-trained network saw synthetic spectra and, from {blue.window[0]:.0f}-{blue.window[1]:.0f} Angstrom, all "
-            f"{len(library.split('train'))} stars of the training split with their labels before."
+            f"pre-trained network saw synthetic spectra and, from {blue.window[0]:.0f}-{blue.window[1]:.0f} Angstrom, "
+            f"all {len(library.split('train'))} stars of the training split with their labels before."
         ),
         **records[0],
         "n_test": len(test),

@@ -54,8 +54,9 @@ class SpectraFMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.label_names = list(self.label_names)
         self.problem_type = self.problem_type or "regression"
-        kwargs.setdefault("id2label", dict(enumerate(self.label_names)))
         super().__post_init__(**kwargs)
+        self.id2label = dict(enumerate(self.label_names))
+        self.label2id = {name: number for number, name in self.id2label.items()}
 
     def validate_architecture(self) -> None:
         positive = ("patch_size", "hidden_size", "num_hidden_layers", "num_decoder_layers", "num_attention_heads")

@@ -50,8 +50,9 @@ def tiny_model(seed=0, **changes):
 
 
 def tiny_extractor(**changes):
-    labels = {"label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
-    return SpectraFMFeatureExtractor(**{"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, **labels, **changes})
+    told = {"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, "smoothing_length": 60.0}
+    told |= {"label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
+    return SpectraFMFeatureExtractor(**told | changes)
 
 
 def star_flux(wavelength, lines=MAGNESIUM, fwhm=2.5):

@@ -440,6 +440,8 @@ def test_default_labels_are_the_three_of_the_protocol():
     assert config.label_names == ["teff", "logg", "fe_h"]
     assert config.num_labels == 3
     assert config.problem_type == "regression"
+    assert config.id2label == {0: "teff", 1: "logg", 2: "fe_h"}
+    assert config.label2id == {"teff": 0, "logg": 1, "fe_h": 2}
 
 
 @pytest.mark.parametrize(

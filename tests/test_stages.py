@@ -519,7 +519,10 @@ SYNTHETIC_CHILD = {key: value for key, value in SYNTHETIC.items() if key not in 
         (SYNTHETIC_CHILD | {"labels": ["mg_fe"]}, "mg_fe"),
         (OBSERVED | {"window": [8000.0, 9000.0]}, "8000"),
         (SYNTHETIC_CHILD | {"window": [8000.0, 9000.0]}, "8000"),
-        (SYNTHETIC_CHILD | {"trainable": ["heat"]}, "matches no parameter; they begin with decoder_layers, encoder, head"),
+        (
+            SYNTHETIC_CHILD | {"trainable": ["heat"]},
+            "matches no parameter; they begin with decoder_layers, encoder, head",
+        ),
     ],
 )
 def test_command_says_what_does_not_fit_the_parent(
