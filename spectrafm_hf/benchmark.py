@@ -93,7 +93,7 @@ class TransferPlan:
         if self.n_seeds < 1:
             raise ValueError(f"at least 1 seed is needed, got {self.n_seeds}.")
         if not 0 < self.budget < np.inf:
-            raise ValueError(f"budget must be a positive factor, got {self.budget:g}.")
+            raise ValueError(f"budget must be a finite positive factor, got {self.budget:g}.")
 
 
 def run_transfer(plan: TransferPlan) -> dict[str, Any]:

@@ -470,22 +470,42 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         rows = observed_rows(stage, extractor, stars, learned, tie, training.seed)
 
     moving = choose_parameters(model, stage)
-    history = train(
-        moving, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
-    )
+    with naming_a_full_disk(folder):
+        history = train(
+            moving, extractor, rows, training, stage.stage, last_checkpoint(folder), cpu_threads=stage.cpu_threads
+        )
 
-    if training.process_index == 0:
-        model = moving.merge_and_unload() if stage.lora else model  # type: ignore[operator]
-        model.set_attn_implementation("sdpa")
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        if tie is not None:
-            tie.save(folder / TIE_FILE)
-        finish(folder, stage, training, wanted, history, facts)
+        if training.process_index == 0:
+            model = moving.merge_and_unload() if stage.lora else model  # type: ignore[operator]
+            model.set_attn_implementation("sdpa")
+            for parameter in model.parameters():
+                parameter.requires_grad_(True)
+            model.save_pretrained(folder)
+            extractor.save_pretrained(folder)
+            if tie is not None:
+                tie.save(folder / TIE_FILE)
+            finish(folder, stage, training, wanted, history, facts)
     with training.main_process_first(desc="saving"):  # the other processes wait for what the first one saves
         return folder
+
+
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Every library says "no space left" in its own way, some in none.
+
+    Raises:
+        OSError: Something went wrong, and there is no room for another checkpoint.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(folder).free / 1e6
+        if free > 50:
+            raise
+        raise OSError(
+            f"no space left in {folder} ({free:.0f} MB free, a stage needs about 100 MB); free some and run the same "
+            "command again, it goes on from its last checkpoint."
+        ) from error
 
 
 def is_done(folder: Path, wanted: str, again: bool, begin: bool) -> bool:
