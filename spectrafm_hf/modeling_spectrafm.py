@@ -2,8 +2,8 @@
 
 After Koblischke & Bovy (2024, arXiv 2411.04750); written anew.
 Read from top to bottom, a spectrum goes: pixels -> tokens -> encoder -> label queries -> mean, variance -> likelihood.
-Tokens carry no order. The wavelength encoding is the only thing that says where a token sits, so pixels from any
-instrument can be given in any order and any number.
+Tokens carry no order. The wavelength encoding alone says where a token sits, so tokens can be given in
+any order and any number.
 """
 
 import math
@@ -66,8 +66,8 @@ class SpectraFMEmbeddings(nn.Module):
 
     A patch of `patch_size` pixels is projected onto d filters; the wavelength encoding says how much each filter
     matters there (which lines to look for) and adds its own place:
-    `token = W gelu(gain(lambda) * (E flux) + B(lambda)) + place(lambda)`. With `patch_size` 1 and the gain fixed at 1
-    this is the paper's `gelu(E flux + B) + PE(lambda)`.
+    `token = W gelu(gain(lambda) * (E flux) + B(lambda)) + place(lambda)`. The paper's `gelu(E flux + B) + PE(lambda)`
+    is the case of one pixel per token, a gain and a B that do not depend on wavelength, and W the identity.
     """
 
     def __init__(self, config: SpectraFMConfig):
