@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from .few_shot import strongest_within_one_error
 from .metrics import MAD_TO_SIGMA
 
 MISSING_FLUX = 1.0
@@ -289,10 +290,7 @@ class Cannon(Baseline):
                 model = CannonModel.train(flux[others], values[others], alpha, self.CORRELATION, self.EXTENSION)
                 labels, label_errors = model.infer(flux[fold])
                 residual[number, fold], formal[number, fold] = labels[:, -1] - values[fold, -1], label_errors[:, -1]
-        mean_squared = np.mean(residual**2, axis=1)
-        best = int(np.argmin(mean_squared))
-        standard_error = np.std(residual[best] ** 2) / np.sqrt(len(flux))
-        chosen = int(np.flatnonzero(mean_squared <= mean_squared[best] + standard_error)[-1])
+        chosen = strongest_within_one_error(residual**2)
         self.alpha = self.ALPHAS[chosen]
         self._model = CannonModel.train(flux, values, self.alpha, self.CORRELATION, self.EXTENSION)
         self._extra_sigma = model_sigma(residual[chosen], np.hypot(errors[:, -1], np.median(formal[chosen])))

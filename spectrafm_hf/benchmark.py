@@ -37,7 +37,7 @@ from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .hub import CardFacts, render_model_card, results_table
 from .labels import get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, summarise, summarise_bins, summarise_subsets
+from .metrics import METAL_POOR_BELOW, METHOD_NAMES, known_errors, summarise, summarise_bins, summarise_subsets
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .stages import (
@@ -53,6 +53,7 @@ from .stages import (
     run_stage,
     synthesis,
     train,
+    write_whole,
 )
 from .synthesis.sampler import LabelSampler
 
@@ -206,6 +207,7 @@ def compare(
     stars = draw_stars(library.split("train"), stage.n_stars, lowest_fe_h(stage), training.seed)
     learn = Observed.from_spectra(stars, extractor, stage.window)
     test = Observed.from_spectra(library.split("test"), extractor, stage.window)
+    learn_pixels, test_pixels = window_pixels(extractor, learn), window_pixels(extractor, test)
     column = extractor.label_names.index(LABEL)
 
     def pre_trained(checkpoint: Path) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
@@ -220,14 +222,14 @@ def compare(
         def answer() -> tuple[np.ndarray, np.ndarray]:
             method = BASELINES[name]()
             columns = [extractor.label_names.index(label) for label in (*method.also_needs, LABEL)]
-            default = np.array([get_label(extractor.label_names[c]).default_error for c in columns])
-            published = learn.label_errors[:, columns]
-            errors = np.where(np.isfinite(published) & (published > 0), published, default)
+            every = np.ones(len(learn.flux), dtype=bool)
+            labels = [(get_label(extractor.label_names[c]), learn.label_errors[:, c]) for c in columns]
+            errors = np.column_stack([known_errors(label, published, every) for label, published in labels])
             values = learn.labels[:, columns]
             if len(columns) == 1:
                 values, errors = values[:, 0], errors[:, 0]
-            method.fit(*window_pixels(extractor, learn), values, errors, training.seed)
-            return method.predict(*window_pixels(extractor, test))
+            method.fit(*learn_pixels, values, errors, training.seed)
+            return method.predict(*test_pixels)
 
         return answer
 
@@ -356,9 +358,7 @@ def load_answer(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def assemble(

@@ -27,6 +27,11 @@ class SpectraSource(Protocol):
     def __getitems__(self, indices: Sequence[int]) -> list[Row]: ...
 
 
+def row_generator(seed: int, index: int) -> np.random.Generator:
+    """Random numbers of one row: a function of the seed and the row number alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, index]))
+
+
 def draw_window(rng: np.random.Generator, n_tokens: int, context: int) -> slice:
     """A run of `context` tokens of a spectrum of `n_tokens`.
 
@@ -80,9 +85,8 @@ class SyntheticSpectra(Dataset):
         self.sampler, self.conditions = sampler or LabelSampler(), conditions or ObservingConditions()
         self.label_error, self.relabel = label_error, relabel
         self.synthesizer = CannonSynthesizer(feature_extractor.wavelength_grid, fwhm=fwhm)
-        grid = feature_extractor.wavelength_grid
         low, high = feature_extractor.wavelength_range if window is None else window
-        self.in_window = feature_extractor.in_range & (grid >= low) & (grid <= high)
+        self.in_window = feature_extractor.in_range & feature_extractor.inside(low, high)
         names = feature_extractor.label_names
         self._given = np.array([learned is None or name in learned for name in names])
         if not self.in_window.any():
@@ -96,16 +100,18 @@ class SyntheticSpectra(Dataset):
     def __len__(self) -> int:
         return self.n_spectra
 
-    def generator(self, index: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, index]))
+    def unobserved(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, list[np.random.Generator]]:
+        """Labels (n, 3) in K and dex; flux without any noise (n, n_pixels); the generators, to go on drawing from."""
+        generators = [row_generator(self.seed, index) for index in indices]
+        labels = np.stack([self.sampler.draw(rng) for rng in generators])
+        # A cubic model can overshoot in the deepest lines.
+        return labels, np.clip(self.synthesizer(labels), 0.0, 1.1), generators
 
     def synthesize(
         self, indices: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.random.Generator]]:
         """Labels (n, 3) in K and dex; observed flux and good (n, n_pixels) on the extractor's grid; the generators."""
-        generators = [self.generator(index) for index in indices]
-        labels = np.stack([self.sampler.draw(rng) for rng in generators])
-        clean = np.clip(self.synthesizer(labels), 0.0, 1.1)  # a cubic model can overshoot in the deepest lines
+        labels, clean, generators = self.unobserved(indices)
         flux, good = observe(clean, self.feature_extractor.wavelength_grid, self.fwhm, self.conditions, generators)
         return labels, flux, good & self.in_window, generators
 
@@ -122,8 +128,7 @@ class SyntheticSpectra(Dataset):
             pixels.append(slice((first + window.start) * patch, (first + window.stop) * patch))
             good[row, : pixels[-1].start] = False  # the pseudo-continuum must not see beyond the window either
             good[row, pixels[-1].stop :] = False
-        normalised, good = extractor.normalise(flux, good)
-        scaled = extractor.scale(normalised, good)
+        scaled, good = extractor.clean(flux, good)
         chosen = labels[:, self._columns]
         relabelled = chosen if self.relabel is None else self.relabel(chosen)
         encoded, _ = extractor.encode_labels(np.where(self._given, relabelled, np.nan))
@@ -183,7 +188,7 @@ class ObservedSpectra(Dataset):
         flux, good = self.flux[stars].copy(), self.good[stars].copy()
         n_pixels = flux.shape[1]
         for row, index in enumerate(indices):
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+            rng = row_generator(self.seed, index)
             wiggle = smooth_noise(rng, n_pixels, WIGGLE_LENGTH / extractor.pixel_width)
             noise = rng.standard_normal(n_pixels, dtype=np.float32)
             flux[row] *= (1 + self.continuum_wiggle * wiggle) * (1 + self.noise * noise)
@@ -191,8 +196,7 @@ class ObservedSpectra(Dataset):
             shown = good[row] & ~np.repeat(hidden, patch)
             if shown.any():
                 good[row] = shown
-        normalised, good = extractor.normalise(flux, good)
-        scaled = extractor.scale(normalised, good)
+        scaled, good = extractor.clean(flux, good)
         return [
             {
                 **extractor.cut_tokens(scaled[row], good[row]),

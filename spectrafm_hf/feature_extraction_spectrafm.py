@@ -114,7 +114,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     @property
     def in_range(self) -> np.ndarray:
         """True for pixels of the grid inside wavelength_range, shape (n_pixels,)."""
-        return (self.wavelength_grid >= self.wavelength_range[0]) & (self.wavelength_grid <= self.wavelength_range[1])
+        return self.inside(*self.wavelength_range)
+
+    def inside(self, low: float, high: float) -> np.ndarray:
+        """True for pixels of the grid centred in [low, high] vacuum Angstrom, shape (n_pixels,)."""
+        return (self.wavelength_grid >= low) & (self.wavelength_grid <= high)
 
     @cached_property
     def _pseudo_continuum(self) -> PseudoContinuum:
@@ -144,9 +148,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             )
         check_wavelength(wavelength, *self.wavelength_range)
         good = np.isfinite(flux) & ~bad & ~masked
-        if (
-            good.any()
-        ):  # cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them
+        if good.any():
+            # Cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them.
             good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * np.median(np.abs(flux[good]))
         order = np.argsort(wavelength, kind="stable")
         wavelength, flux, good = wavelength[order], np.where(good, flux, 0.0)[order], good[order]
@@ -205,6 +208,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         spread = 0.1 if self.flux_scale is None else np.asarray(self.flux_scale, dtype=np.float32)
         return np.where(good, (normalised - center) / spread, 0.0).astype(np.float32)
 
+    def clean(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the model sees of spectra on `wavelength_grid`: `normalise`, then `scale`; flux and good, same shape."""
+        normalised, good = self.normalise(flux, good)
+        return self.scale(normalised, good), good
+
     def __call__(
         self,
         flux: Any,
@@ -258,8 +266,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         return batch.convert_to_tensors(return_tensors)
 
     def _prepare(self, flux: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
-        normalised, good = self.normalise(flux[None], good[None])
-        scaled, good = self.scale(normalised, good)[0], good[0]
+        scaled, good = (array[0] for array in self.clean(flux[None], good[None]))
         if good.sum() < self.min_good_pixels:
             raise ValueError(
                 f"only {int(good.sum())} good pixel(s) are left after outliers (normalised flux outside "

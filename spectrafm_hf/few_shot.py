@@ -39,6 +39,21 @@ def draw_stars(spectra: Sequence[Spectrum], n_stars: int, fe_h_above: float, see
     return [candidates[i] for i in sorted(chosen)]
 
 
+def strongest_within_one_error(squared: np.ndarray) -> int:
+    """The one-standard-error rule (Breiman et al. 1984): of all penalties as good as the best, the strongest.
+
+    Args:
+        squared: Out-of-fold squared residual of each star under each penalty, weakest penalty first, shape
+            (n_penalties, n_stars).
+
+    Returns:
+        Row of the chosen penalty: the last whose mean is within one standard error of the best mean.
+    """
+    mean = squared.mean(axis=1)
+    best = int(np.argmin(mean))
+    return int(np.flatnonzero(mean <= mean[best] + squared[best].std() / np.sqrt(squared.shape[1]))[-1])
+
+
 @dataclass(frozen=True)
 class ReadoutCorrection:
     """What is added to a label's readout: `bias + weight @ features`, scaled units.
@@ -65,8 +80,8 @@ def solve_readout(
               + s \, \Big[ \tfrac{n}{m} \sum_{j=1}^{m} \big(w \cdot (h_j - \bar h)\big)^2 + \tfrac{n}{33} |w|^2 \Big]
 
     over labelled stars i and anchors j. It is linear, so leave-one-out residuals are exact: :math:`r_i / (1 - H_{ii})`.
-    Of all strengths s within one standard error of the best, the strongest is taken (Breiman et al. 1984): what the
-    few stars cannot tell apart is decided for the pre-trained model.
+    Of all strengths s within one standard error of the best, the strongest is taken: what the few stars cannot tell
+    apart is decided for the pre-trained model.
 
     Args:
         features: Label features of the labelled stars, shape (n, d).
@@ -85,9 +100,8 @@ def solve_readout(
         solutions[strength] = np.linalg.solve(gram, design.T @ residual)
         leverage = np.einsum("ij,ji->i", design, np.linalg.solve(gram, design.T))
         errors[strength] = ((residual - design @ solutions[strength]) / (1 - leverage)) ** 2
-    best = min(strengths, key=lambda s: errors[s].mean())
-    limit = errors[best].mean() + errors[best].std() / np.sqrt(n)
-    chosen = max(s for s in strengths if errors[s].mean() <= limit)
+    ascending = sorted(strengths)
+    chosen = ascending[strongest_within_one_error(np.array([errors[s] for s in ascending]))]
     weight = solutions[chosen][:-1]
     return ReadoutCorrection(
         weight=weight,

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from .labels import Label, get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, Figures
+from .metrics import METAL_POOR_BELOW, METHOD_NAMES, Figures, method_name
 
 PIPELINE_TAG = "tabular-regression"
 """The closest of the Hub's tasks to "labels of a star"."""
@@ -233,7 +233,7 @@ def _method_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     best = _best(values)
     return [
         {
-            "name": METHOD_NAMES.get(method, method),
+            "name": method_name(method),
             "rmse": [_cell(rmse, "**" if method == best[subset] else "") for subset, rmse in values[method].items()],
             "figures": [(name, methods[method][subset]) for subset, name in SUBSETS.items() if subset != "all"],
         }
@@ -321,7 +321,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     rows[0] += [f"{name} {short[subset]}" for name in ("bias", "68 %") for subset in ends]
     for method in methods:
         figures = results["methods"][method]
-        row = [METHOD_NAMES.get(method, method)]
+        row = [method_name(method)]
         row += [_cell(values[method][subset], "*" if method == best[subset] else "") for subset in SUBSETS]
         row += [_figure(figures[subset]["bias"], "%+.2f") for subset in ends]
         row += [_figure(figures[subset]["coverage68"], "%.2f") for subset in ends]

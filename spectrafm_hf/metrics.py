@@ -49,6 +49,11 @@ METHOD_NAMES = {
 _HALF_WIDTHS = {name: NormalDist().inv_cdf(0.5 + probability / 2) for name, probability in NOMINAL_COVERAGE.items()}
 
 
+def method_name(method: str) -> str:
+    """How a method is written: `METHOD_NAMES`, or the key itself for a method of your own."""
+    return METHOD_NAMES.get(method, method)
+
+
 class Figures(TypedDict):
     """What is said about one set of stars; None where there is nothing to say (no star, or no sigma)."""
 
@@ -104,7 +109,7 @@ def summarise(
 
     coverage: dict[str, float | None] = dict.fromkeys(_HALF_WIDTHS)
     if sigma is not None:
-        total = np.hypot(_finite(label, "sigma", sigma, measured), _known_errors(label, truth_err, measured))
+        total = np.hypot(_finite(label, "sigma", sigma, measured), known_errors(label, truth_err, measured))
         coverage = {name: float(np.mean(np.abs(residual) <= z * total)) for name, z in _HALF_WIDTHS.items()}
     bias = float(np.median(residual))
     return Figures(
@@ -130,7 +135,7 @@ def _finite(label: Label, name: str, values: np.ndarray, measured: np.ndarray) -
     return chosen
 
 
-def _known_errors(label: Label, truth_err: np.ndarray | None, measured: np.ndarray) -> np.ndarray:
+def known_errors(label: Label, truth_err: np.ndarray | None, measured: np.ndarray) -> np.ndarray:
     """Published errors of the measured stars, the label's default where there is none."""
     if truth_err is None:
         return np.full(int(measured.sum()), label.default_error)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .labels import Label, get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, summarise_subsets
+from .metrics import METAL_POOR_BELOW, method_name, summarise_subsets
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#BDBDBD"
 """Okabe & Ito (2008), and a grey."""
@@ -41,11 +41,6 @@ _SUBSETS = (
     ("metal_rich", BLUE, "s", f"metal-rich, [Fe/H] \u2265 {_BORDER}"),
 )
 _METHODS_OF_OURS = {"spectrafm": BLUE, "spectrafm_zero_shot": ORANGE}
-
-
-def method_name(method: str) -> str:
-    """How a method is written: `metrics.METHOD_NAMES`, or the key itself for a method of your own."""
-    return METHOD_NAMES.get(method, method)
 
 
 def plot_predicted_against_true(

@@ -41,8 +41,7 @@ class Observed:
             ValueError: A spectrum has no good pixel in the window; the message names the star.
         """
         low, high = extractor.wavelength_range if window is None else window
-        grid = extractor.wavelength_grid
-        inside = (grid >= low) & (grid <= high)
+        inside = extractor.inside(low, high)
         flux, good = [], []
         for spectrum in spectra:
             try:
@@ -99,8 +98,7 @@ def predict_on_grid(
     was_training = model.training
     model.eval()
     means, log_vars, features = [], [], []
-    normalised, usable = extractor.normalise(flux, good)
-    scaled = extractor.scale(normalised, usable)
+    scaled, usable = extractor.clean(flux, good)
     rows = [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
     for start in range(0, len(rows), batch_size):
         batch = extractor.pad(rows[start : start + batch_size], return_tensors="pt").to(model.device)

@@ -292,9 +292,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def new_extractor(stage: StageArguments, seed: int) -> SpectraFMFeatureExtractor:
     """The extractor of a model without a parent; mean and spread of each pixel from 2,000 synthetic spectra."""
     extractor = SpectraFMFeatureExtractor(stage.labels, wavelength_range=stage.window, **stage.extractor)
-    clean = SyntheticSpectra(extractor, 2000, seed=seed, fwhm=stage.fwhm, sampler=LabelSampler(**stage.sampler))
-    labels = np.stack([clean.sampler.draw(clean.generator(index)) for index in range(len(clean))])
-    flux = np.clip(clean.synthesizer(labels), 0.0, 1.1)
+    stars = SyntheticSpectra(extractor, 2000, seed=seed, **synthesis(stage))
+    _, flux, _ = stars.unobserved(range(len(stars)))
     extractor.fit_flux_norms(flux, np.broadcast_to(extractor.in_range, flux.shape))
     return extractor
 
@@ -662,6 +661,13 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: a process killed half-way leaves the old one, or none."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 def finish(
     folder: Path,
     stage: StageArguments,
@@ -687,9 +693,7 @@ def finish(
         "versions": {name: metadata.version(name) for name in PACKAGES},
         **facts,
     }
-    partial = folder / f"{DONE_FILE}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, folder / DONE_FILE)
+    write_whole(folder / DONE_FILE, json.dumps(record, indent=1) + "\n")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     (folder / BEGUN_FILE).unlink(missing_ok=True)

@@ -24,36 +24,26 @@ from spectrafm_hf.stages import fingerprint, last_checkpoint, read_recipe, recip
 from spectrafm_hf.synthesis.label_tie import LabelTie
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train.py"
-SYNTHETIC = {
-    "stage": "1-synthetic",
-    "data": "synthetic",
+COMMON = {
     "labels": ["teff", "logg", "fe_h"],
     "window": list(WINDOW),
     "n_spectra": 64,
+    "learning_rate": 1.0e-3,
+    "logging_steps": 1,
+    "seed": 0,
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+SYNTHETIC = COMMON | {
+    "stage": "1-synthetic",
+    "data": "synthetic",
     "context": 6,
     "architecture": {**ARCHITECTURE, "hidden_dropout": 0.1},
     "extractor": {"patch_size": PATCH_SIZE, "label_center": LABEL_CENTER, "label_scale": LABEL_SCALE},
-    "learning_rate": 1.0e-3,
     "per_device_train_batch_size": 8,
     "save_steps": 2,
-    "logging_steps": 1,
-    "seed": 0,
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
-OBSERVED = {
-    "stage": "2-observed",
-    "data": "miles",
-    "labels": ["teff", "logg", "fe_h"],
-    "window": list(WINDOW),
-    "n_spectra": 64,
-    "learning_rate": 1.0e-3,
-    "per_device_train_batch_size": 16,
-    "logging_steps": 1,
-    "seed": 0,
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+OBSERVED = COMMON | {"stage": "2-observed", "data": "miles", "per_device_train_batch_size": 16}
 FEW_SHOT = OBSERVED | {
     "stage": "3-few-shot",
     "labels": ["fe_h"],

@@ -30,8 +30,8 @@ def main() -> int:
         "output_dir": asked.output and str(asked.output),
         "model": asked.model,
         "seed": asked.seed,
+        "n_spectra": asked.n_spectra,
     }
-    changes["n_spectra"] = asked.n_spectra
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("spectrafm_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()  # of saving and loading; the stage has a bar of its own
