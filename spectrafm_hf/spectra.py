@@ -27,10 +27,14 @@ class Spectrum:
         bad_pixel: Shape (n_pixels,), bool; True = do not trust.
         star_id: Normalised name of the star (`builders.splits.normalise_star_name`); the split hangs on it.
         survey: Library or survey the spectrum comes from, e.g. `miles`.
-        fwhm: Full width at half maximum of the line-spread function, Angstrom (None = unknown).
+        fwhm: Full width at half maximum of the line-spread function, Angstrom (None = unknown, or not constant).
+        resolving_power: lambda / FWHM, where that is what is constant (None = unknown, or not constant).
         ivar: Inverse variance of the flux, shape (n_pixels,), 0 = no information (None = not published).
         labels: Label name -> value in the label's unit; a missing one is absent or NaN.
         label_errors: Label name -> published 1-sigma error; absent = not published.
+        snr: Published signal-to-noise ratio per pixel (None = not published).
+        ra, dec: Position, degrees, ICRS (None = not published).
+        ids: What else the star is called: name of the catalogue or column -> identifier.
         meta: Anything worth keeping for provenance (file name, spectral type, ...).
 
     Raises:
@@ -46,6 +50,11 @@ class Spectrum:
     ivar: np.ndarray | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
     label_errors: Mapping[str, float] = field(default_factory=dict)
+    resolving_power: float | None = None
+    snr: float | None = None
+    ra: float | None = None
+    dec: float | None = None
+    ids: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +69,29 @@ class Spectrum:
             np.isfinite(self.wavelength).all() and (self.wavelength > 0).all() and (np.diff(self.wavelength) > 0).all()
         ):
             raise ValueError(f"{self.star_id}: wavelength must be finite, positive and increasing (vacuum Angstrom).")
+
+
+APOGEE_DETECTORS = (slice(246, 3274), slice(3585, 6080), slice(6344, 8335))
+"""Blue, green and red detector on the 8,575 pixels of the apStar grid; what lies between is gaps.
+
+These 7,514 pixels are those of Koblischke & Bovy 2024 (arXiv 2411.04750)."""
+
+APOGEE_RESOLVING_POWER = 22_500.0
+"""lambda / FWHM of APOGEE spectra (Majewski et al. 2017, AJ 154, 94)."""
+
+
+def apstar_wavelength() -> np.ndarray:
+    """Pixel centres of the apStar grid: shape (8575,), vacuum Angstrom, rest frame, float64.
+
+    log10(lambda) = 4.179 + 6e-6 n (SDSS data model of apStar; CRVAL1 and CDELT1 of its files).
+    """
+    return 10.0 ** (4.179 + 6e-6 * np.arange(8575))
+
+
+def apogee_wavelength() -> np.ndarray:
+    """Pixel centres of the apStar grid on the detectors: shape (7514,), vacuum Angstrom, rest frame, float64."""
+    grid = apstar_wavelength()
+    return np.concatenate([grid[detector] for detector in APOGEE_DETECTORS])
 
 
 def air_to_vacuum(wavelength_air: np.ndarray) -> np.ndarray:
