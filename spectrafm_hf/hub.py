@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from .card_templates import card_template
 from .labels import Label, get_label
 from .metrics import METAL_POOR_BELOW, METHOD_NAMES, Figures, method_name
 
@@ -166,19 +165,6 @@ def _check_figures(where: str, figures: Mapping[str, Any]) -> None:
     for key, value in figures.items():
         if not (value is None and (figures["n"] == 0 or key.startswith("coverage"))):
             _finite(value, f"{where}, {key}: ")
-
-
-def card_template(name: str = "model_card.md.jinja") -> str:
-    """Text of a template: package data in an installed wheel, the folder `hub_cards` beside the package in a checkout.
-
-    Raises:
-        FileNotFoundError: It is in neither place.
-    """
-    places = resources.files(__package__) / "hub_cards" / name, Path(__file__).parent.parent / "hub_cards" / name
-    for place in places:
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    raise FileNotFoundError(f"no template {name} in {' or '.join(map(str, places))}; reinstall spectrafm_hf.")
 
 
 def _metadata(results: Mapping[str, Any], facts: CardFacts) -> ModelCardData:

@@ -8,8 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
-from spectrafm_hf import hub
-from spectrafm_hf.hub import STAGES, CardFacts, card_template, render_model_card, results_table
+from spectrafm_hf import card_templates
+from spectrafm_hf.card_templates import card_template
+from spectrafm_hf.hub import STAGES, CardFacts, render_model_card, results_table
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import METHOD_NAMES, summarise_subsets
 
@@ -199,7 +200,7 @@ def test_template_is_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
     assert "card_data" in card_template()
     (tmp_path / "hub_cards").mkdir()
     (tmp_path / "hub_cards" / "model_card.md.jinja").write_text("from the wheel")
-    monkeypatch.setattr(hub.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(card_templates.resources, "files", lambda package: tmp_path)
     assert card_template() == "from the wheel"
     with pytest.raises(FileNotFoundError, match="no template other"):
         card_template("other")

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,19 @@ import pytest
 
 from spectrafm_hf.builders import libraries
 from spectrafm_hf.builders.libraries import load_library
-from spectrafm_hf.builders.selection import FGK, MILES_CUTS, Cut, few_bad_pixels, has_labels, select
+from spectrafm_hf.builders.selection import (
+    APOGEE_DR17_CUTS,
+    FGK,
+    MILES_CUTS,
+    STAR_BAD,
+    CatalogueCut,
+    Cut,
+    best_of_each,
+    few_bad_pixels,
+    has_labels,
+    select,
+    select_rows,
+)
 from spectrafm_hf.builders.splits import split_of, system_of
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
 from spectrafm_hf.spectra import Spectrum
@@ -159,3 +172,57 @@ def test_real_libraries() -> None:
     near = (f_star.wavelength > 6550) & (f_star.wavelength < 6580)
     depth = 1 - f_star.flux[near] / f_star.flux[near].max()
     assert np.average(f_star.wavelength[near], weights=depth**2) == pytest.approx(6564.6, abs=0.5)
+
+
+def catalogue() -> dict[str, np.ndarray]:
+    """Ten rows; five fall, each at the first cut it fails; `b` stands there twice."""
+    return {
+        "object_id": np.array(["a", "b", "b", "c", "d", "e", "f", "g", "h", "i"]),
+        "snr": np.array([300, 210, 220, 200, np.nan, 300, 300, 300, 300, 300.0]),
+        "starflag": np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 0]),
+        "aspcapflag": np.array([0, 0, 0, 0, 0, STAR_BAD, STAR_BAD | 1, 1 << 7, 0, 0]),
+        "vscatter": np.array([0.1, 0.2, 0.3, 0, 0, 0, 0, 0.99, 1.0, np.nan]),
+    }
+
+
+def test_catalogue_cuts_are_those_of_the_paper_and_counted() -> None:
+    rows, report = select_rows(catalogue(), APOGEE_DR17_CUTS)
+    assert rows.tolist() == [0, 2, 7]
+    assert [(cut.name, cut.removed, cut.remaining) for cut in report.cuts] == [
+        ("snr", 2, 8),  # 200 is not above 200, and NaN neither
+        ("starflag", 1, 7),
+        ("star_bad", 1, 6),  # a warning bit stays
+        ("vscatter", 2, 4),
+        ("duplicates", 1, 3),
+    ]
+    assert (report.offered, report.kept) == (10, 3)
+    assert STAR_BAD == 2**23
+
+
+def test_catalogue_cuts_are_fast_enough_for_a_survey() -> None:
+    rng = np.random.default_rng(0)
+    n = 734_000
+    stars = {
+        "object_id": rng.integers(0, 650_000, n).astype("U18"),
+        "snr": rng.uniform(0, 500, n),
+        "starflag": rng.integers(0, 2, n),
+        "aspcapflag": np.zeros(n, dtype=np.int64),
+        "vscatter": rng.uniform(0, 1.2, n),
+    }
+    start = time.perf_counter()
+    rows, report = select_rows(stars, APOGEE_DR17_CUTS)
+    assert time.perf_counter() - start < 20  # about 1.5 s
+    assert len(np.unique(stars["object_id"][rows])) == len(rows) == report.kept
+
+
+def test_catalogue_cut_that_cannot_work_is_named() -> None:
+    with pytest.raises(ValueError, match="the cut snr needs the column snr; the catalogue has object_id"):
+        select_rows({"object_id": np.array(["a"])}, APOGEE_DR17_CUTS)
+    with pytest.raises(ValueError, match="the cut odd must answer with 10 booleans, got float64"):
+        select_rows(catalogue(), [CatalogueCut("odd", lambda stars: stars["snr"], "a number is no answer")])
+
+
+def test_best_of_each_takes_the_first_of_equals_and_never_nan() -> None:
+    names = np.array(["a", "b", "a", "b", "c", "a"])
+    best = best_of_each(names, np.array([1.0, np.nan, 3.0, 2.0, np.nan, 3.0]))
+    assert best.tolist() == [False, False, True, True, True, False]

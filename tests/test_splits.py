@@ -4,11 +4,19 @@ import collections
 import hashlib
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrafm_hf.builders.splits import SPLITS, normalise_star_name, split_of, system_of
+from spectrafm_hf.builders.splits import (
+    SPLITS,
+    normalise_star_name,
+    paper_split,
+    split_of,
+    splits_of,
+    system_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,3 +114,18 @@ def test_fractions_and_independence_of_order() -> None:
         assert counts[split] / len(names) == pytest.approx(fraction, abs=0.01)
     random.Random(1).shuffle(names)
     assert all(split_of(name) == splits[name] for name in names[:2_000])
+
+
+def test_many_at_once_are_as_one_by_one() -> None:
+    names = np.array([f"HD{number}{letter}" for number in range(1, 200) for letter in ("", "A", "B")], dtype=object)
+    assert splits_of(names).tolist() == [split_of(name) for name in names]
+
+
+def test_paper_split_is_80_to_20_by_star_and_does_not_hang_on_the_order() -> None:
+    names = np.array([f"2M{number // 2:08d}" for number in range(4000)], dtype=object)  # each star twice
+    split = paper_split(names, seed=1)
+    assert (split[::2] == split[1::2]).all()
+    assert np.count_nonzero(split == "train") == 3200
+    order = np.random.default_rng(0).permutation(4000)
+    assert (paper_split(names[order], seed=1) == split[order]).all()
+    assert (paper_split(names, seed=2) != split).any()

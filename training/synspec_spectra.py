@@ -75,7 +75,8 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     synspec = Synspec(arguments.synspec)
     paths = {group: arguments.output / f"group-{arguments.seed}-{group:05d}.npz" for group in range(arguments.groups)}
-    todo = [group for group, path in paths.items() if not path.exists()]
+    # Test groups first: what is there when a run is stopped can be judged.
+    todo = sorted((group for group, path in paths.items() if not path.exists()), key=lambda group: not is_test(group))
     with ThreadPoolExecutor(arguments.processes) as pool, tqdm(total=len(todo), unit="group") as bar:
         tasks = {group: pool.submit(make_group, synspec, arguments.seed, group, paths[group]) for group in todo}
         for group, task in tasks.items():

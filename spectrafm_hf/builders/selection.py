@@ -5,12 +5,13 @@ The report goes into the dataset card: a result means little without the stars t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ..readers.allstar import STAR_BAD
 from ..spectra import Spectrum
 
 
@@ -84,6 +85,68 @@ def select(spectra: Iterable[Spectrum], cuts: Iterable[Cut]) -> tuple[list[Spect
     return kept, SelectionReport(offered, tuple(results))
 
 
+@dataclass(frozen=True)
+class CatalogueCut:
+    """One condition on the rows of a catalogue, all at once.
+
+    Attributes:
+        name: Short, for tables.
+        keep: Columns of the rows still there, each of shape (n_rows,) -> shape (n_rows,), bool; True = the row stays.
+            So a cut may compare rows with each other, e.g. keep a star's best one.
+        reason: One line, with units.
+    """
+
+    name: str
+    keep: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    reason: str
+
+
+def select_rows(
+    catalogue: Mapping[str, np.ndarray], cuts: Iterable[CatalogueCut]
+) -> tuple[np.ndarray, SelectionReport]:
+    """Apply cuts in order to a catalogue; three quarters of a million rows take about a second.
+
+    Args:
+        catalogue: Column name (lower case) -> values, shape (n_rows,).
+        cuts: Each sees the rows that passed those before it.
+
+    Returns:
+        Numbers of the rows that pass all of them, increasing; and what each cut cost.
+
+    Raises:
+        ValueError: A cut asks for a column that is not there, or answers with the wrong shape.
+    """
+    offered = len(next(iter(catalogue.values()))) if catalogue else 0
+    rows = np.arange(offered)
+    results = []
+    for cut in cuts:
+        try:
+            keep = np.asarray(cut.keep({name: values[rows] for name, values in catalogue.items()}))
+        except KeyError as error:
+            raise ValueError(
+                f"the cut {cut.name} needs the column {error.args[0]}; the catalogue has {', '.join(catalogue)}."
+            ) from error
+        if keep.shape != rows.shape or keep.dtype != bool:
+            raise ValueError(
+                f"the cut {cut.name} must answer with {rows.size} booleans, got {keep.dtype} {keep.shape}."
+            )
+        results.append(CutResult(cut.name, cut.reason, int(np.count_nonzero(~keep)), int(np.count_nonzero(keep))))
+        rows = rows[keep]
+    return rows, SelectionReport(offered, tuple(results))
+
+
+def best_of_each(names: np.ndarray, merit: np.ndarray) -> np.ndarray:
+    """True for the row of highest merit of each name, the first of equals; NaN is the lowest merit; shape (n,)."""
+    worth = np.where(np.isfinite(merit), merit, -np.inf)
+    _, number = np.unique(names, return_inverse=True)
+    order = np.lexsort((np.arange(number.size), -worth, number))
+    first = np.ones(number.size, dtype=bool)
+    first[1:] = number[order][1:] != number[order][:-1]
+    best = np.zeros(number.size, dtype=bool)
+    best[order[first]] = True
+    return best
+
+
 def has_labels(*names: str) -> Cut:
     """Keep stars with all these labels."""
 
@@ -126,3 +189,24 @@ MILES_CUTS = (ALL_LABELS, FGK, few_bad_pixels(3600.0, 7400.0, 0.05))
 
 STELIB_CUTS = (ALL_LABELS, FGK, few_bad_pixels(3600.0, 7400.0, 0.50))
 """Leave 151 of 255. The limit is loose, since telluric bands take 8 % everywhere and one star in five lacks an arm."""
+
+
+def _below(values: np.ndarray, limit: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN fails
+        return np.asarray(values < limit)
+
+
+APOGEE_DR17_CUTS = (
+    CatalogueCut("snr", lambda stars: _below(-stars["snr"], -200.0), "SNR > 200 per pixel"),
+    CatalogueCut("starflag", lambda stars: stars["starflag"] == 0, "STARFLAG == 0: no warning about the spectrum"),
+    CatalogueCut(
+        "star_bad", lambda stars: (stars["aspcapflag"] & STAR_BAD) == 0, "ASPCAPFLAG bit 23 (STAR_BAD) not set"
+    ),
+    CatalogueCut("vscatter", lambda stars: _below(stars["vscatter"], 1.0), "VSCATTER < 1 km/s: drops binaries"),
+    CatalogueCut(
+        "duplicates",
+        lambda stars: best_of_each(stars["object_id"], stars["snr"]),
+        "one row per APOGEE_ID, that of highest SNR",
+    ),
+)
+"""Those of Koblischke & Bovy 2024 (arXiv 2411.04750); they leave 128,485 stars of 733,901 rows of allStar."""

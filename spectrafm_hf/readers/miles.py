@@ -16,13 +16,14 @@ Facts about the files, each checked on the copy inside sdss-mangadap 4.5.0:
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..spectra import Spectrum, air_to_vacuum
-from .linear_fits import header_number, read_linear_fits
+from .linear_fits import read_linear_fits
 from .published_labels import read_labels
 from .star_names import normalise_star_name
 
@@ -30,6 +31,7 @@ PARAMETER_FILE = "paramsMILES_v9.1.txt"
 SPECTRUM_FILE = "MILES_res2.50_star_m{number}V.fits"
 _HEADER_LINES = 3
 _TITLES = ("Name", "MILES", "CaT", "SpT", "Teff", "log g", "[Fe/H]", "Refs", "Libraries")
+_NUMBER = re.compile(r"m(\d{4})V")
 _MISPRINTED_NUMBERS = {"022.": "0221"}
 
 
@@ -68,6 +70,23 @@ def read_miles_table(path: Path) -> dict[str, dict[str, str]]:
     return table
 
 
+def row_of(path: Path) -> dict[str, str]:
+    """Row of a spectrum's star in the parameter table beside it.
+
+    Raises:
+        FileNotFoundError: There is no table beside the file.
+        ValueError: The file's name holds no number of the table's.
+    """
+    table = read_miles_table(path.parent / PARAMETER_FILE)
+    number = _NUMBER.search(path.name)
+    if number is None or number[1] not in table:
+        raise ValueError(
+            f"{path}: a MILES file is called {SPECTRUM_FILE.format(number='<number>')}; its star and labels are "
+            f"found in {PARAMETER_FILE} by that number."
+        )
+    return table[number[1]]
+
+
 def read_miles_star(path: Path, row: dict[str, str]) -> Spectrum:
     """Read one star.
 
@@ -88,8 +107,9 @@ def read_miles_star(path: Path, row: dict[str, str]) -> Spectrum:
         bad_pixel=~(np.isfinite(spectrum.flux) & (spectrum.flux > 0)),
         star_id=normalise_star_name(row["Name"]),
         survey="miles",
-        fwhm=header_number(spectrum.header, "FWHM", path),
+        fwhm=spectrum.header.number("FWHM"),
         labels=read_labels({"teff": row["Teff"], "logg": row["log g"], "fe_h": row["[Fe/H]"]}),
+        ids={"miles": row.get("MILES", ""), "published": row["Name"]},
         meta={"file": path.name, "published_name": row["Name"], "spectral_type": row["SpT"]},
     )
 

@@ -77,7 +77,7 @@ def read_stelib_star(path: Path) -> Spectrum:
         )
     spectrum = read_linear_fits(path)
     header = spectrum.header
-    observed = spectrum.wavelength * NATIVE_STEP / float(header["CDELT1"])
+    observed = spectrum.wavelength * NATIVE_STEP / header.number("CDELT1")
     telluric = np.zeros(observed.shape, dtype=bool)
     for _, first, last in TELLURIC_BANDS:
         telluric |= (observed >= first) & (observed <= last)
@@ -88,7 +88,10 @@ def read_stelib_star(path: Path) -> Spectrum:
         star_id=normalise_star_name(name["star"]),
         survey="stelib",
         fwhm=FWHM,
-        labels=read_labels({"teff": header.get("TEFF"), "logg": header.get("LOG_G"), "fe_h": header.get("FE_H")}),
+        labels=read_labels(
+            {name: header.optional_text(word) for name, word in (("teff", "TEFF"), ("logg", "LOG_G"), ("fe_h", "FE_H"))}
+        ),
+        ids={"stelib": name["star"], "object": header.optional_text("OBJECT") or ""},
         meta={
             "file": path.name,
             "published_name": str(header.get("OBJECT", "")).strip(),

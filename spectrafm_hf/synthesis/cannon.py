@@ -19,6 +19,7 @@ from safetensors import safe_open
 from scipy.ndimage import gaussian_filter1d
 
 from ..spectra import FWHM_TO_SIGMA, air_to_vacuum, rebin, vacuum_to_air
+from .synthesizer import check_bounds
 
 LABEL_NAMES = ("teff", "logg", "fe_h")
 GRID_FILE = Path(__file__).with_name("cannon_grid.safetensors")
@@ -41,13 +42,8 @@ def check_labels(labels: np.ndarray, model: str = "cool") -> None:
     Raises:
         ValueError: A label lies outside `BOUNDS[model]`; names the bounds, with units.
     """
-    for column, (name, (low, high)) in enumerate(BOUNDS[model].items()):
-        values, unit = labels[:, column], "K" if name == "teff" else "dex"
-        if not ((values >= low) & (values <= high)).all():
-            raise ValueError(
-                f"the {model} Cannon model was trained for {name} in [{low:g}, {high:g}] {unit}, got "
-                f"[{np.min(values):g}, {np.max(values):g}] {unit}. Stars outside need another synthesizer."
-            )
+    knows = f"the {model} Cannon model was trained for"
+    check_bounds(labels, BOUNDS[model], knows, "Stars outside need another synthesizer.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,8 @@ class CannonSynthesizer:
     fwhm: float | None = None
     resolving_power: float | None = None
     model: str = "cool"
+
+    label_names = LABEL_NAMES
 
     def __post_init__(self) -> None:
         if (self.fwhm is None) == (self.resolving_power is None):
@@ -101,6 +99,11 @@ class CannonSynthesizer:
         observed, _ = rebin(seen, components, np.ones(seen.size, bool), self.wavelength)
         object.__setattr__(self, "_coefficients", table["rotation"] @ observed)
         object.__setattr__(self, "_table", table)
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Label name -> range the model was trained for, K and dex."""
+        return BOUNDS[self.model]
 
     def _convolve(self, native: np.ndarray, components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gaussian line-spread function: constant in Angstrom, or constant in ln(wavelength) for a resolving power."""

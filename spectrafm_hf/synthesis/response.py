@@ -24,6 +24,7 @@ from scipy.special import erf
 
 from ..spectra import apogee_wavelength
 from .dr17_sampler import LABEL_NAMES
+from .synthesizer import check_bounds
 
 RESPONSE_FILE = Path(__file__).with_name("abundance_response.safetensors")
 N_PARAMETERS = 3
@@ -69,13 +70,7 @@ class AbundanceResponse:
             ValueError: Labels outside `BOUNDS`; names the bounds.
         """
         labels = np.atleast_2d(np.asarray(labels, dtype=np.float64))
-        for column, (name, (low, high)) in enumerate(BOUNDS.items()):
-            values, unit = labels[:, column], "K" if name == "teff" else "dex"
-            if not ((values >= low) & (values <= high)).all():
-                raise ValueError(
-                    f"the abundance response was trained for {name} in [{low:g}, {high:g}] {unit}, got "
-                    f"[{np.min(values):g}, {np.max(values):g}] {unit}. Stars outside need Synspec itself."
-                )
+        check_bounds(labels, BOUNDS, "the abundance response was trained for", "Stars outside need Synspec itself.")
         solar = labels.copy()
         solar[:, N_PARAMETERS:] = 0.0
         both = self._network(np.concatenate([labels, solar]))

@@ -30,6 +30,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..spectra import APOGEE_RESOLVING_POWER, FWHM_TO_SIGMA, SPEED_OF_LIGHT, apogee_wavelength, rebin
 from .dr17_sampler import LABEL_NAMES
+from .synthesizer import check_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -96,20 +97,6 @@ def microturbulence(logg: float) -> float:
         return 1.0
     g = max(logg, 0.0)
     return float(10 ** (0.226 - 0.0228 * g + 0.0297 * g**2 - 0.0113 * g**3))
-
-
-def check_labels(labels: np.ndarray) -> dict[str, float]:
-    """Labels (8,) of one star by name.
-
-    Raises:
-        ValueError: A label lies outside `BOUNDS`; names the bounds.
-    """
-    star = dict(zip(LABEL_NAMES, map(float, labels), strict=True))
-    for name, (low, high) in BOUNDS.items():
-        if not low <= star[name] <= high:
-            unit = "K" if name == "teff" else "dex"
-            raise ValueError(f"Synspec needs {name} in [{low:g}, {high:g}] {unit}, got {star[name]:g} {unit}.")
-    return star
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +185,7 @@ class Synspec:
 
     label_names = LABEL_NAMES
     bounds = BOUNDS
+    star_by_star = True
 
     def __post_init__(self) -> None:
         if not (self.folder / "synspec54").is_file():
@@ -222,8 +210,7 @@ class Synspec:
             ValueError: Labels outside `BOUNDS`.
         """
         labels = np.atleast_2d(labels)
-        for row in labels:
-            check_labels(row)
+        check_bounds(labels, BOUNDS, "Synspec needs", "No atmosphere is at hand beyond.")
 
         def attempt(row: np.ndarray) -> np.ndarray:
             try:
@@ -234,7 +221,7 @@ class Synspec:
                 return np.full(self.wavelength.size, np.nan, dtype=np.float32)
 
         with ThreadPoolExecutor(self.processes) as pool:  # each thread waits for its own Synspec process
-            return np.stack(list(pool.map(attempt, labels)))
+            return np.array(list(pool.map(attempt, labels)), dtype=np.float32).reshape(-1, self.wavelength.size)
 
     def one(self, labels: np.ndarray) -> np.ndarray:
         """Normalised flux (n_pixels,), float32, of one star."""
@@ -253,7 +240,8 @@ class Synspec:
             ValueError: Labels outside `BOUNDS`.
             SynspecError: Synspec failed or ran out of time in every try.
         """
-        star = check_labels(labels)
+        check_bounds(np.atleast_2d(labels), BOUNDS, "Synspec needs", "No atmosphere is at hand beyond.")
+        star = dict(zip(LABEL_NAMES, map(float, labels), strict=True))
         problem = ""
         for _ in range(self.tries):
             try:
