@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 # The versions everything was tested with; pyproject.toml gives the ranges.
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
-	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1
+	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
 .PHONY: transfer test test-network lint clean
 

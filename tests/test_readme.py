@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_extractor, tiny_model
+from typer.testing import CliRunner
+
+from spectrafm_hf import cli
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,7 +27,7 @@ def test_python_example_predicts_labels(readme, tmp_path, capsys):
     model, extractor = tiny_model(), tiny_extractor()
     model.save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
     assert "runs/transfer/2-observed" in example
     assert len(example.strip().splitlines()) <= 8
     low, high = extractor.wavelength_range
@@ -32,6 +35,17 @@ def test_python_example_predicts_labels(readme, tmp_path, capsys):
     exec(example.replace("runs/transfer/2-observed", str(tmp_path)), {"flux": np.ones(800), "wavelength": wavelength})
     printed = capsys.readouterr().out
     assert all(f"'{name}': {{'value': array(" in printed for name in extractor.label_names)
+
+
+def test_dataset_example_builds_and_streams(readme, tmp_path, capsys):
+    command = re.search(r"\.venv/bin/spectrafm (build synthetic .*)", readme).group(1).split()
+    command[command.index("--n") + 1] = "300"
+    folder = str(tmp_path / "synthetic")
+    command[command.index("--output") + 1] = folder
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
+    exec(example.replace("data/synthetic", folder, 1), {})
+    assert -2.5 <= float(capsys.readouterr().out) <= 0.5
 
 
 def test_every_file_the_readme_names_exists(readme):

@@ -8,7 +8,7 @@ from datasets import load_dataset
 from spectrafm_hf.builders import stellar_libraries
 from spectrafm_hf.builders.build import build_dataset
 from spectrafm_hf.builders.grids import read_grid, read_wavelength_grid
-from spectrafm_hf.builders.libraries import Library
+from spectrafm_hf.builders.libraries import Library, load_library
 from spectrafm_hf.builders.selection import ALL_LABELS, select
 from spectrafm_hf.builders.stellar_libraries import Miles, MilesConfig, StelibConfig
 from spectrafm_hf.spectra import Spectrum
@@ -90,3 +90,18 @@ def test_no_star_left_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(stellar_libraries, "load_library", lambda name, cache_dir: Library(name, *select([], ())))
     with pytest.raises(ValueError, match="no spectrum of miles passed the cuts"):
         build_dataset([MilesConfig()], tmp_path, progress=False)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("name", "config", "stars"), [("miles", MilesConfig, 767), ("stelib", StelibConfig, 151)])
+def test_the_real_libraries(tmp_path, name, config, stars):
+    """Counts as in the selection reports; flux of a real star comes back as its reader gives it."""
+    built = build_dataset([config()], tmp_path, progress=False)
+    assert sum(built.rows(name, split) for split in built.plans[name].splits) == stars
+    assert not built.skipped
+    row = next(iter(load_dataset(str(tmp_path), name, split="test", streaming=True)))
+    star = next(one for one in load_library(name, "test").spectra if one.star_id == row["object_id"])
+    good = ~star.bad_pixel
+    assert np.allclose(np.array(row["flux"])[good] * row["flux_scale"], star.flux[good], rtol=1e-5)
+    card = (tmp_path / "README.md").read_text()
+    assert f"{stars}" in card

@@ -94,6 +94,13 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
         SyntheticConfig(**settings).plan()
 
 
+def test_the_card_tells_the_backend(tmp_path):
+    build_dataset([SyntheticConfig(n=3, backend="cannon")], tmp_path, progress=False)
+    card = (tmp_path / "README.md").read_text()
+    assert "[Mg/Fe] and [O/Fe] are missing" in card
+    assert "small network" not in card
+
+
 def test_without_the_response_two_labels_are_missing():
     rows = SyntheticConfig(n=20, backend="cannon").read(0)
     assert np.isnan(rows.columns["mg_fe"]).all()

@@ -90,8 +90,8 @@ def close_pairs(ra: np.ndarray, dec: np.ndarray, radius: float = RADIUS) -> np.n
 def star_groups(object_ids: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     """One name per group of rows that must share a split: same system, or within `RADIUS`.
 
-    A star is observed under two names now and then (APOGEE has some 2MASS positions twice, an arcsecond apart). The
-    group goes by the alphabetically first of its systems' names, so a star without such a twin keeps its own.
+    One star may be catalogued under two names. The group goes by the alphabetically first of its systems' names, so a
+    star without such a twin keeps its own.
 
     Args:
         object_ids: Shape (n,).

@@ -7,7 +7,8 @@ the catalogue has them. Its float32 wavelengths are a formula that was rounded; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -47,6 +48,24 @@ FLUX_NAMES = (("pseudo_continuum_flux", "pseudo_continuum_ivar"), ("flux", "ivar
 """Fields of `spectrum` that may hold flux and its inverse variance, the best first."""
 
 
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """What goes wrong on the way to the Hub has many types; here it has one.
+
+    Raises:
+        OSError: The place cannot be reached.
+    """
+    try:
+        yield
+    except (ValueError, KeyError):
+        raise
+    except Exception as error:
+        ours = isinstance(error, FileNotFoundError) and not place.startswith("hf://")
+        if ours or not (isinstance(error, OSError) or type(error).__module__.startswith("httpx")):
+            raise
+        raise OSError(f"{place} cannot be read ({error}); is it there, and reachable?") from error
+
+
 def catalogue_files(place: str, revision: str | None = None) -> list[str]:
     """Parquet files of a HATS catalogue, sorted: those of its main table, not of its margins.
 
@@ -59,18 +78,14 @@ def catalogue_files(place: str, revision: str | None = None) -> list[str]:
     """
     if place.startswith("hf://") and revision is not None:
         place = f"{place.rstrip('/')}@{revision}"
-    system, root = fsspec.core.url_to_fs(place)
-    root = root.rstrip("/")
-    try:
+    with reaching(place):
+        system, root = fsspec.core.url_to_fs(place)
+        root = root.rstrip("/")
         if system.exists(f"{root}/{COLLECTION_FILE}"):
             text = system.cat_file(f"{root}/{COLLECTION_FILE}").decode()
             words = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
             root = f"{root}/{words.get(PRIMARY_WORD, '').strip()}".rstrip("/")
         found = sorted(path for path in system.find(root) if _is_table(path, root))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"the catalogue at {place} cannot be listed ({error}); is it there, and reachable?"
-        ) from error
     if not found:
         raise FileNotFoundError(f"no Parquet file of a HATS catalogue (Norder=*/Dir=*/Npix=*) in {place}.")
     return [system.unstrip_protocol(path) for path in found]
@@ -92,7 +107,7 @@ def _selected(place: str, revision: str | None, rule: SplitRule, seed: int) -> t
     """Rows that pass the cuts, with the file, row group and row they stand in."""
     pieces: list[dict[str, np.ndarray]] = []
     for number, file in enumerate(catalogue_files(place, revision)):
-        with open_parquet(file) as parquet:
+        with reaching(file), open_parquet(file) as parquet:
             if absent := sorted({*NUMBERS, *TEXTS, "spectrum"} - set(parquet.schema_arrow.names)):
                 raise ValueError(f"{file} lacks the columns {', '.join(absent)}; is it the APOGEE DR17 catalogue?")
             for group in range(parquet.num_row_groups):
@@ -161,7 +176,7 @@ class MmuApogeeDr17Config(SpectraConfig):
         """One row group: all of it is fetched, a few rows at a time are unpacked, the chosen ones are kept."""
         tables = []
         start = 0
-        with open_parquet(chunk["file"]) as parquet:
+        with reaching(chunk["file"]), open_parquet(chunk["file"]) as parquet:
             flux_name, ivar_name = _flux_names(parquet.schema_arrow.field("spectrum").type, chunk["file"])
             columns = [*NUMBERS, *TEXTS, *(f"spectrum.{name}" for name in (flux_name, ivar_name, "mask"))]
             for batch in parquet.iter_batches(ROW_GROUP, row_groups=[chunk["group"]], columns=columns):
@@ -234,7 +249,7 @@ def check_wavelengths(file: str) -> None:
     Raises:
         ValueError: They are not the APOGEE pixels.
     """
-    with open_parquet(file) as parquet:
+    with reaching(file), open_parquet(file) as parquet:
         batch = next(parquet.iter_batches(8, row_groups=[0], columns=["spectrum.lambda"]))
     wavelength = _matrix(batch.column("spectrum").field("lambda"))
     if not np.allclose(wavelength, apogee_wavelength(), rtol=0, atol=0.05):

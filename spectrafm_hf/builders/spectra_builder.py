@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -204,9 +204,3 @@ def digest_of(*arrays: np.ndarray) -> str:
 def count_splits(split: np.ndarray, order: Sequence[str]) -> dict[str, int]:
     """Split -> rows, in this order."""
     return {name: int(np.count_nonzero(split == name)) for name in order}
-
-
-__all__ = [
-    "Chunk", "Plan", "Rows", "Skipped", "SpectraBuilder", "SpectraConfig", "count_splits", "digest_of", "field",
-    "in_chunks",
-]  # fmt: skip
