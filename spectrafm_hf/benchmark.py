@@ -31,6 +31,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from . import plots
 from .baselines import BASELINES, model_sigma
 from .builders.libraries import Library, load_library
+from .builders.parquet_layout import write_json
 from .collation import ObservedSpectra, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -53,7 +54,6 @@ from .stages import (
     run_stage,
     synthesis,
     train,
-    write_whole,
 )
 from .synthesis.sampler import LabelSampler
 
@@ -355,10 +355,6 @@ def load_answer(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
             return (kept["mean"], kept["sigma"]) if str(kept["key"]) == key else None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None  # not there, or damaged: it is made anew
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def assemble(

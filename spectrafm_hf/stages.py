@@ -39,6 +39,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .builders.libraries import load_library
+from .builders.parquet_layout import whole_file
 from .collation import Interleaved, ObservedSpectra, SpectrumCollator, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -661,13 +662,6 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step: a process killed half-way leaves the old one, or none."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def finish(
     folder: Path,
     stage: StageArguments,
@@ -693,7 +687,8 @@ def finish(
         "versions": {name: metadata.version(name) for name in PACKAGES},
         **facts,
     }
-    write_whole(folder / DONE_FILE, json.dumps(record, indent=1) + "\n")
+    with whole_file(folder / DONE_FILE) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     (folder / BEGUN_FILE).unlink(missing_ok=True)
