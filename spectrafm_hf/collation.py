@@ -186,10 +186,10 @@ class ObservedSpectra(Dataset):
         extractor, patch = self.feature_extractor, self.feature_extractor.patch_size
         stars = [index % len(self.flux) for index in indices]
         flux, good = self.flux[stars].copy(), self.good[stars].copy()
-        n_pixels = flux.shape[1]
+        n_pixels, step = flux.shape[1], float(extractor.wavelength_grid[1] - extractor.wavelength_grid[0])
         for row, index in enumerate(indices):
             rng = row_generator(self.seed, index)
-            wiggle = smooth_noise(rng, n_pixels, WIGGLE_LENGTH / extractor.pixel_width)
+            wiggle = smooth_noise(rng, n_pixels, WIGGLE_LENGTH / step)
             noise = rng.standard_normal(n_pixels, dtype=np.float32)
             flux[row] *= (1 + self.continuum_wiggle * wiggle) * (1 + self.noise * noise)
             hidden = rng.random(n_pixels // patch) < self.missing_tokens * rng.random()

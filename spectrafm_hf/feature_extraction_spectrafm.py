@@ -1,12 +1,14 @@
 """Spectrum -> clean, scaled arrays with an attention_mask; labels -> scaled numbers, and back to K and dex.
 
-What is learned from the training spectra (the mean and spread of each pixel, the centre and scale of each label) is
-saved in preprocessor_config.json, so that a checkpoint prepares every later spectrum as it prepared its own.
+What is learned from the training spectra (the mean and spread of the flux at each wavelength, the centre and scale of
+each label) is saved in preprocessor_config.json, so that a checkpoint prepares every later spectrum as it prepared its
+own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,38 +16,87 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .labels import MISSING_LABEL, get_label
+from .labels import MISSING_LABEL, get_label, get_scalar
 from .spectra import PseudoContinuum, check_wavelength, rebin
 
 OUTLIER_LEVEL = 100.0
 """Flux beyond this many times the median flux of its spectrum is no starlight."""
 
-_CACHED = ("wavelength_grid", "_pseudo_continuum")
+WAVELENGTH_LIMITS = (3000.0, 25_000.0)
+"""Vacuum Angstrom: where the wavelength encoding tells all wavelengths apart."""
+
+GAP = 10.0
+"""Median pixel spacings without a pixel that part two patches: a token never straddles a detector gap."""
+
+DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
+"""Of the normalised flux, where no training spectrum has said otherwise."""
+
+_CACHED = ("wavelength_grid", "_continua")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A spectrum on the model's pixels, in order of wavelength; arrays of shape (n_pixels,).
+
+    Attributes:
+        flux: Median of the good pixels 1, or continuum-normalised as it came (`smoothing_length=None`).
+        wavelength: Vacuum Angstrom, rest frame, float64.
+        good: True = use.
+        flux_error: 1-sigma, in the unit of `flux`; 0 = not known. None: not known of any.
+        resolving_power: lambda / FWHM; 0 = not known. None: not known of any.
+    """
+
+    flux: np.ndarray
+    wavelength: np.ndarray
+    good: np.ndarray
+    flux_error: np.ndarray | None = None
+    resolving_power: np.ndarray | None = None
+
+    def cut(self, kept: np.ndarray) -> Pixels:
+        """Without the other pixels; `kept` (n_pixels,), bool."""
+        error, power = self.flux_error, self.resolving_power
+        return Pixels(
+            self.flux[kept],
+            self.wavelength[kept],
+            self.good[kept],
+            None if error is None else error[kept],
+            None if power is None else power[kept],
+        )
+
+    def only(self, shown: np.ndarray) -> Pixels:
+        """The same with all other pixels bad; `shown` (n_pixels,), bool."""
+        return replace(self, good=self.good & shown)
 
 
 class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     """Prepares spectra for SpectraFM.
 
-    In this order: rebin onto the model's pixels (flux-conserving, good pixels only); divide by the pseudo-continuum
-    (`spectra.PseudoContinuum`); drop outliers; subtract each pixel's mean and divide by its spread; flag what is
-    missing in `attention_mask`. Pixels may come in any order, the wavelength says where they belong.
+    In this order: sort by wavelength; rebin onto the model's pixels, if it has any (flux-conserving, good pixels only);
+    divide by the pseudo-continuum (`spectra.PseudoContinuum`), unless spectra come normalised; drop outliers; subtract
+    the training spectra's mean at each wavelength and divide by their spread; cut into patches of neighbouring pixels;
+    flag what is missing in `attention_mask`. Pixels may come in any order, the wavelength says where they belong.
 
     Args:
         label_names: Labels in the model's order; names of `labels.LABELS`.
         label_center: Subtracted from each label, in its unit (None = 0).
         label_scale: Then divided by, in its unit (None = 1).
+        given_names: Non-spectral inputs in the model's order: labels of `label_names`, or names of `labels.SCALARS`.
         patch_size: Pixels per token of the model.
         pixel_width: Width of the model's pixels, Angstrom. Pixel n is centred on (n + 0.5) * pixel_width, and tokens
-            start at multiples of patch_size * pixel_width, whatever window is given.
+            start at multiples of patch_size * pixel_width, whatever window is given. None = every spectrum keeps its
+            own pixels, from whatever instrument.
         wavelength_range: Where the model works, vacuum Angstrom; pixels outside are ignored.
-        smoothing_length: Of the pseudo-continuum, Angstrom.
+        smoothing_length: Of the pseudo-continuum, Angstrom. None = flux comes continuum-normalised and is left alone.
         flux_range: Continuum-normalised flux outside is an outlier and counts as missing.
-        flux_center: Mean normalised flux of each pixel of `wavelength_grid` over the training spectra (None = 1).
+        flux_wavelength: Where flux_center and flux_scale are known, vacuum Angstrom, increasing; between, they are
+            interpolated. None = on `wavelength_grid`.
+        flux_center: Mean normalised flux there over the training spectra (None = 1).
         flux_scale: Its spread, likewise (None = 0.1).
+        largest_scaled: Scaled flux beyond counts as missing; None = no limit.
         min_good_pixels: A spectrum with fewer is refused.
 
     Raises:
-        ValueError: Lists that do not fit each other, an unknown label, an empty range.
+        ValueError: Lists that do not fit each other, an unknown label or input, an empty range.
     """
 
     model_input_names: ClassVar[list[str]] = ["flux", "wavelength", "attention_mask"]
@@ -56,57 +107,86 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         label_center: Sequence[float] | None = None,
         label_scale: Sequence[float] | None = None,
         patch_size: int = 160,
-        pixel_width: float = 1.0,
+        pixel_width: float | None = 1.0,
         wavelength_range: Sequence[float] = (3600.0, 7400.0),
-        smoothing_length: float = 100.0,
+        smoothing_length: float | None = 100.0,
         flux_range: Sequence[float] = (-0.5, 3.0),
         flux_center: Sequence[float] | None = None,
         flux_scale: Sequence[float] | None = None,
         min_good_pixels: int = 1,
+        given_names: Sequence[str] = (),
+        flux_wavelength: Sequence[float] | None = None,
+        largest_scaled: float | None = None,
         **kwargs: Any,
     ):
         for fixed in ("feature_size", "sampling_rate", "padding_value"):  # of audio; saved by transformers all the same
             kwargs.pop(fixed, None)
         super().__init__(feature_size=1, sampling_rate=1, padding_value=0.0, **kwargs)
+
+        def numbers(values: Sequence[float] | None) -> list[float] | None:
+            return None if values is None else [float(value) for value in values]
+
         self.label_names = list(label_names)
-        self.label_center = [0.0] * len(self.label_names) if label_center is None else [float(c) for c in label_center]
-        self.label_scale = [1.0] * len(self.label_names) if label_scale is None else [float(s) for s in label_scale]
+        self.label_center = numbers(label_center) or [0.0] * len(self.label_names)
+        self.label_scale = numbers(label_scale) or [1.0] * len(self.label_names)
+        self.given_names = list(given_names)
         self.patch_size = patch_size
         self.pixel_width = pixel_width
         self.wavelength_range = [float(edge) for edge in wavelength_range]
         self.smoothing_length = smoothing_length
         self.flux_range = [float(edge) for edge in flux_range]
-        self.flux_center = None if flux_center is None else [float(c) for c in flux_center]
-        self.flux_scale = None if flux_scale is None else [float(s) for s in flux_scale]
+        self.flux_wavelength = numbers(flux_wavelength)
+        self.flux_center = numbers(flux_center)
+        self.flux_scale = numbers(flux_scale)
+        self.largest_scaled = largest_scaled
         self.min_good_pixels = min_good_pixels
         self._check()
 
     def _check(self) -> None:
         for name in self.label_names:
             get_label(name)
+        for name in self.given_names:
+            if name not in self.label_names:
+                get_scalar(name)
         if not len(self.label_names) == len(self.label_center) == len(self.label_scale):
             raise ValueError(
                 "label_names, label_center and label_scale must have one entry per label, got "
                 f"{len(self.label_names)}, {len(self.label_center)} and {len(self.label_scale)}."
             )
+        for name in ("pixel_width", "smoothing_length", "patch_size", "largest_scaled"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
         low, high = self.wavelength_range
-        if not (0 < low < high and self.pixel_width > 0 and self.smoothing_length > 0 and self.patch_size > 0):
+        if not WAVELENGTH_LIMITS[0] <= low < high <= WAVELENGTH_LIMITS[1]:
             raise ValueError(
-                "wavelength_range, pixel_width, smoothing_length (Angstrom) and patch_size (pixels) must be positive, "
-                f"got {self.wavelength_range}, {self.pixel_width}, {self.smoothing_length} and {self.patch_size}."
+                f"wavelength_range must be an increasing range within [{WAVELENGTH_LIMITS[0]:.0f}, "
+                f"{WAVELENGTH_LIMITS[1]:.0f}] vacuum Angstrom, got {self.wavelength_range}."
             )
-        n_pixels = self.wavelength_grid.size
+        if self.flux_wavelength is None:
+            where, n_pixels = "pixel of wavelength_grid", 0 if self.pixel_width is None else self.wavelength_grid.size
+        else:
+            where, n_pixels = "entry of flux_wavelength", len(self.flux_wavelength)
+            if not (np.diff(self.flux_wavelength) > 0).all():
+                raise ValueError("flux_wavelength must be increasing (vacuum Angstrom).")
         for name, norm in (("flux_center", self.flux_center), ("flux_scale", self.flux_scale)):
             if norm is not None and len(norm) != n_pixels:
-                raise ValueError(
-                    f"{name} must have one entry per pixel of wavelength_grid ({n_pixels}), got {len(norm)}."
-                )
+                raise ValueError(f"{name} must have one entry per {where} ({n_pixels}), got {len(norm)}.")
 
-    # ------------------------------------------------------------ grid
+    # ------------------------------------------------------------ pixels
 
     @cached_property
     def wavelength_grid(self) -> np.ndarray:
-        """Centres of the model's pixels, vacuum Angstrom, shape (n_pixels,): whole tokens that cover the range."""
+        """Centres of the model's pixels, vacuum Angstrom, shape (n_pixels,): whole tokens that cover the range.
+
+        Raises:
+            ValueError: Spectra keep their own pixels (`pixel_width=None`).
+        """
+        if self.pixel_width is None:
+            raise ValueError(
+                "this extractor leaves every spectrum on its own pixels (pixel_width is None), so there is no common "
+                "grid; give pixel_width in Angstrom where one is needed."
+            )
         token = self.patch_size * self.pixel_width
         first, last = np.floor(self.wavelength_range[0] / token), np.ceil(self.wavelength_range[1] / token)
         return self.pixel_width * (np.arange(first * self.patch_size, last * self.patch_size) + 0.5)
@@ -120,24 +200,56 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """True for pixels of the grid centred in [low, high] vacuum Angstrom, shape (n_pixels,)."""
         return (self.wavelength_grid >= low) & (self.wavelength_grid <= high)
 
-    @cached_property
-    def _pseudo_continuum(self) -> PseudoContinuum:
-        return PseudoContinuum(self.wavelength_grid, self.smoothing_length)
-
-    def resample(self, flux: Any, wavelength: Any, bad_pixel: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """One spectrum on the model's pixels.
+    def place(
+        self,
+        flux: Any,
+        wavelength: Any,
+        bad_pixel: Any = None,
+        flux_error: Any = None,
+        resolving_power: Any = None,
+    ) -> Pixels:
+        """One spectrum on the model's pixels: its own, sorted, or those of `wavelength_grid`.
 
         Args:
             flux: Shape (n,), any unit; non-finite values count as bad.
-            wavelength: Shape (n,), vacuum Angstrom, rest frame, any order; repeated wavelengths are averaged.
+            wavelength: Shape (n,), vacuum Angstrom, rest frame, any order. Repeated wavelengths are averaged on a
+                common grid; otherwise each stays a pixel.
             bad_pixel: Shape (n,), True = do not trust; None = all to be trusted.
-
-        Returns:
-            Flux, shape (n_pixels,), median of the good pixels 1; and good, shape (n_pixels,), bool.
+            flux_error: 1-sigma, unit of the flux, shape (n,); not finite or not positive = not known. None = of none.
+            resolving_power: lambda / FWHM, a number or shape (n,); likewise.
 
         Raises:
             ValueError: Shapes differ, no wavelength in range, no good pixel.
         """
+        pixels = self._sorted(flux, wavelength, bad_pixel, flux_error, resolving_power)
+        n_given = pixels.good.size
+        if self.pixel_width is None:
+            low, high = self.wavelength_range
+            inside = (pixels.wavelength >= low) & (pixels.wavelength <= high)
+            pixels = pixels.cut(inside)
+        else:
+            pixels = self._on_grid(pixels)
+        good = pixels.good
+        level = np.median(np.abs(pixels.flux[good])) if good.any() else 0.0
+        if good.sum() < self.min_good_pixels or not level > 0:
+            raise ValueError(
+                f"a spectrum needs at least {self.min_good_pixels} good pixel(s) with flux in "
+                f"{self.wavelength_range[0]:.0f}-{self.wavelength_range[1]:.0f} vacuum Angstrom, got "
+                f"{int(good.sum())} of {n_given}. Is bad_pixel inverted (True = do not trust), or the flux "
+                "all zero or NaN?"
+            )
+        if self.smoothing_length is None:
+            return pixels
+        error = None if pixels.flux_error is None else pixels.flux_error / level
+        return replace(pixels, flux=pixels.flux / level, flux_error=error)
+
+    def resample(self, flux: Any, wavelength: Any, bad_pixel: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Flux and good, shape (n_pixels,), of one spectrum on `wavelength_grid`; see `place`."""
+        pixels = self.place(flux, wavelength, bad_pixel)
+        return pixels.flux, pixels.good
+
+    def _sorted(self, flux: Any, wavelength: Any, bad_pixel: Any, flux_error: Any, resolving_power: Any) -> Pixels:
+        """Checked, in order of wavelength, 0 where bad or not known."""
         masked = np.ma.getmaskarray(np.ma.asarray(flux))  # np.asarray would drop a MaskedArray's mask without a word
         flux, wavelength = np.asarray(flux, dtype=np.float64), np.asarray(wavelength, dtype=np.float64)
         bad = np.zeros(flux.shape, bool) if bad_pixel is None else np.asarray(bad_pixel, dtype=bool)
@@ -151,67 +263,163 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if good.any():
             # Cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them.
             good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * np.median(np.abs(flux[good]))
-        order = np.argsort(wavelength, kind="stable")
-        wavelength, flux, good = wavelength[order], np.where(good, flux, 0.0)[order], good[order]
+        flux = np.where(good, flux, 0.0)
+        # Pixels at one wavelength are told apart by their flux, so that the order they came in says nothing.
+        order = np.lexsort((good, flux, wavelength)) if not (np.diff(wavelength) > 0).all() else slice(None)
+
+        def known(name: str, values: Any) -> np.ndarray | None:
+            if values is None:
+                return None
+            values = np.asarray(np.ma.filled(np.ma.asarray(values), 0), dtype=np.float64)
+            if values.shape not in ((), flux.shape):
+                raise ValueError(f"{name} must have one value per pixel {flux.shape}, got shape {values.shape}.")
+            values = np.broadcast_to(values, flux.shape)
+            with np.errstate(invalid="ignore"):
+                return np.where(np.isfinite(values) & (values > 0), values, 0.0)[order]
+
+        return Pixels(
+            flux[order],
+            wavelength[order],
+            good[order],
+            known("flux_error", flux_error),
+            known("resolving_power", resolving_power),
+        )
+
+    def _on_grid(self, pixels: Pixels) -> Pixels:
+        """Rebinned to `wavelength_grid`. Errors are taken as independent: a pixel made of n has 1 / sqrt(n) of them."""
         # Overlapping orders and duplicates: one pixel per wavelength, the mean of its good ones.
-        unique, inverse = np.unique(wavelength, return_inverse=True)
-        count = np.bincount(inverse, weights=good)
-        total = np.bincount(inverse, weights=flux * good)
-        flux, good = total / np.maximum(count, 1), count > 0
-        resampled, covered = rebin(unique, flux, good, self.wavelength_grid)
-        covered &= self.in_range
-        if covered.sum() < self.min_good_pixels or not (level := np.median(np.abs(resampled[covered]))) > 0:
-            raise ValueError(
-                f"a spectrum needs at least {self.min_good_pixels} good pixel(s) with flux in "
-                f"{self.wavelength_range[0]:.0f}-{self.wavelength_range[1]:.0f} vacuum Angstrom, got "
-                f"{int(covered.sum())} of {int(good.size)}. Is bad_pixel inverted (True = do not trust), or the flux "
-                "all zero or NaN?"
-            )
-        return resampled / level, covered
+        unique, inverse = np.unique(pixels.wavelength, return_inverse=True)
+        n_good = np.bincount(inverse, weights=pixels.good)
+        n_averaged = np.maximum(n_good, 1)
+
+        def averaged(values: np.ndarray) -> np.ndarray:
+            return np.bincount(inverse, weights=values * pixels.good) / n_averaged
+
+        flux, covered = rebin(unique, averaged(pixels.flux), n_good > 0, self.wavelength_grid)
+        error = power = None
+        if pixels.flux_error is not None:
+            known = pixels.good & (pixels.flux_error > 0)
+            n_known = np.bincount(inverse, weights=known)
+            variance = np.bincount(inverse, weights=pixels.flux_error**2 * known) / np.maximum(n_known, 1) ** 2
+            variance, reached = rebin(unique, variance, n_known > 0, self.wavelength_grid)
+            old_width = np.median(np.diff(unique)) if unique.size > 1 else 1.0
+            error = np.where(reached, np.sqrt(variance / max(float(self.pixel_width or 1) / old_width, 1.0)), 0.0)
+        if pixels.resolving_power is not None:
+            known = pixels.good & (pixels.resolving_power > 0)
+            total = np.bincount(inverse, weights=pixels.resolving_power * known)
+            n_known = np.bincount(inverse, weights=known)
+            power, reached = rebin(unique, total / np.maximum(n_known, 1), n_known > 0, self.wavelength_grid)
+            power = np.where(reached, power, 0.0)
+        return Pixels(flux, self.wavelength_grid, covered & self.in_range, error, power)
 
     # ------------------------------------------------------------ flux
 
-    def normalise(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Continuum-normalise spectra on `wavelength_grid`: (..., n_pixels) -> flux near 1 and good without outliers.
+    @cached_property
+    def _continua(self) -> dict[bytes, PseudoContinuum]:
+        """Wavelengths -> their pseudo-continuum; making one costs more than using it."""
+        return {}
 
-        Outliers are found and the pseudo-continuum taken again without them, so that a spike does not drag it along.
-        """
+    def _continuum(self, wavelength: np.ndarray) -> PseudoContinuum:
+        key = wavelength.tobytes()
+        if key not in self._continua:
+            if len(self._continua) >= 8:
+                self._continua.pop(next(iter(self._continua)))
+            self._continua[key] = PseudoContinuum(wavelength, float(self.smoothing_length or np.inf))
+        return self._continua[key]
+
+    def _normalise(
+        self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Normalised flux, good, and the continuum it was divided by; shapes (..., n_pixels)."""
+        low, high = self.flux_range
+        if self.smoothing_length is None:
+            with np.errstate(invalid="ignore"):
+                good = good & (flux > low) & (flux < high)
+            return np.where(good, flux, 1.0).astype(np.float32), good, np.broadcast_to(1.0, flux.shape)
         for attempt in range(2):
-            continuum = self._pseudo_continuum(flux, good)
+            continuum = self._continuum(wavelength)(flux, good)
             with np.errstate(invalid="ignore", divide="ignore"):
                 normalised = flux / continuum
-                outside = ~((normalised > self.flux_range[0]) & (normalised < self.flux_range[1])) | ~(continuum > 0)
+                outside = ~((normalised > low) & (normalised < high)) | ~(continuum > 0)
             # A spike pulls the continuum along: at first only what cannot be starlight (the median is 1) goes, then the
             # rest is judged.
-            outlier = outside if attempt else outside & ((flux <= 0) | (flux > self.flux_range[1]))
+            outlier = outside if attempt else outside & ((flux <= 0) | (flux > high))
             if not (good & outlier).any():
                 break
             good = good & ~outlier
-        return np.where(good, normalised, 1.0).astype(np.float32), good
+        return np.where(good, normalised, 1.0).astype(np.float32), good, continuum
 
-    def fit_flux_norms(self, flux: np.ndarray, good: np.ndarray, floor: float = 0.01) -> None:
-        """Take flux_center and flux_scale from training spectra on `wavelength_grid`, shapes (n_spectra, n_pixels).
+    def normalise(
+        self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Continuum-normalise spectra on common pixels: (..., n_pixels) -> flux near 1 and good without outliers.
+
+        Outliers are found and the pseudo-continuum taken again without them, so that a spike does not drag it along.
 
         Args:
+            wavelength: Of the pixels, vacuum Angstrom, shape (n_pixels,); None = `wavelength_grid`.
+        """
+        return self._normalise(flux, good, self.wavelength_grid if wavelength is None else wavelength)[:2]
+
+    def fit_flux_norms(
+        self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None, floor: float = 0.01
+    ) -> None:
+        """Take flux_center and flux_scale from training spectra on common pixels, shapes (n_spectra, n_pixels).
+
+        Args:
+            wavelength: Of the pixels, vacuum Angstrom, increasing; None = `wavelength_grid`. Where other instruments
+                were fitted before, their norms stay outside the range of these wavelengths.
             floor: Smallest spread, so that pixels without lines do not become noise amplifiers.
         """
-        normalised, good = self.normalise(flux, good)
+        normalised, good = self.normalise(flux, good, wavelength)
         count = np.maximum(good.sum(axis=0), 1)
         center = np.where(good, normalised, 0.0).sum(axis=0) / count
         variance = np.where(good, (normalised - center) ** 2, 0.0).sum(axis=0) / count
-        self.flux_center = np.round(center.astype(float), 4).tolist()
-        self.flux_scale = np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4).tolist()
+        center = np.round(center.astype(float), 4)
+        spread = np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4)
+        if wavelength is not None:
+            if self.flux_wavelength is not None and self.flux_center is not None and self.flux_scale is not None:
+                before = np.array([self.flux_wavelength, self.flux_center, self.flux_scale])
+                before = before[:, (before[0] < wavelength[0]) | (before[0] > wavelength[-1])]
+                together = np.concatenate([before, np.stack([wavelength, center, spread])], axis=1)
+                wavelength, center, spread = together[:, np.argsort(together[0])]
+            self.flux_wavelength = wavelength.tolist()
+        self.flux_center, self.flux_scale = center.tolist(), spread.tolist()
 
-    def scale(self, normalised: np.ndarray, good: np.ndarray) -> np.ndarray:
+    def _norms(self, wavelength: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+        """Mean and spread of the training spectra at these wavelengths."""
+
+        def at(values: list[float] | None, default: float) -> np.ndarray | float:
+            if values is None:
+                return default
+            known = self.wavelength_grid if self.flux_wavelength is None else np.asarray(self.flux_wavelength)
+            if wavelength is known:
+                return np.asarray(values, dtype=np.float32)
+            return np.interp(wavelength, known, values, left=default, right=default).astype(np.float32)
+
+        return at(self.flux_center, DEFAULT_CENTER), at(self.flux_scale, DEFAULT_SPREAD)
+
+    def scale(self, normalised: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None) -> np.ndarray:
         """Normalised flux -> zero mean and unit spread per pixel over the training spectra; 0 where missing."""
-        center = 1.0 if self.flux_center is None else np.asarray(self.flux_center, dtype=np.float32)
-        spread = 0.1 if self.flux_scale is None else np.asarray(self.flux_scale, dtype=np.float32)
+        center, spread = self._norms(self.wavelength_grid if wavelength is None else wavelength)
         return np.where(good, (normalised - center) / spread, 0.0).astype(np.float32)
 
-    def clean(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the model sees of spectra on `wavelength_grid`: `normalise`, then `scale`; flux and good, same shape."""
-        normalised, good = self.normalise(flux, good)
-        return self.scale(normalised, good), good
+    def clean(
+        self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model sees of spectra on common pixels: `normalise`, then `scale`; flux and good, same shape."""
+        scaled, good, _ = self._clean(flux, good, self.wavelength_grid if wavelength is None else wavelength)
+        return scaled, good
+
+    def _clean(
+        self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        normalised, good, continuum = self._normalise(flux, good, wavelength)
+        scaled = self.scale(normalised, good, wavelength)
+        if self.largest_scaled is not None:
+            good = good & (np.abs(scaled) <= self.largest_scaled)
+            scaled = np.where(good, scaled, np.float32(0))
+        return scaled, good, continuum
 
     def __call__(
         self,
@@ -221,41 +429,61 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         labels: Any = None,
         label_errors: Any = None,
         return_tensors: str | None = None,
+        *,
+        flux_error: Any = None,
+        resolving_power: Any = None,
+        given: Mapping[str, Any] | None = None,
+        given_errors: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """Prepare one spectrum (1-D arrays) or several (2-D arrays, or lists of 1-D arrays of any lengths).
 
         Args:
-            flux: Any multiplicative unit.
+            flux: Any multiplicative unit; continuum-normalised if `smoothing_length` is None.
             wavelength: Vacuum Angstrom, rest frame; 1-D also when several spectra share it.
             bad_pixel: True = do not trust.
             labels: In K and dex, shape (batch, n_labels) in the order of label_names; NaN = missing.
             label_errors: 1-sigma, same shape and units; NaN or 0 = not published.
             return_tensors: "pt", "np" or None.
+            flux_error: 1-sigma, in the unit of the flux, shaped like it; not finite or not positive = not known.
+            resolving_power: lambda / FWHM: a number, one number per spectrum, or shaped like the flux; likewise.
+            given: What else is known: name of `given_names` -> a number, or one per spectrum, in its unit (labels: K
+                and dex); NaN = not known of that star.
+            given_errors: 1-sigma, likewise; a name left out, NaN or 0 = not published.
 
         Returns:
-            flux, wavelength, attention_mask of shape (batch, n), n a multiple of patch_size; with labels, also
-            labels and label_errors, scaled.
+            flux, wavelength, attention_mask of shape (batch, n), n a multiple of patch_size; flux_error (relative to
+            the continuum) and resolving_power, if told, likewise; with labels, also labels and label_errors, scaled;
+            with given, also given and given_errors, scaled.
 
         Raises:
-            ValueError: See `resample`; the message names the spectrum.
+            ValueError: See `place` and `encode_given`; the message names the spectrum.
         """
         single = np.ndim(flux[0]) == 0 if len(flux) else True
         spectra = [flux] if single else list(flux)
         shared = np.ndim(wavelength[0]) == 0 if len(wavelength) else True
         wavelengths = [wavelength] * len(spectra) if shared else list(wavelength)
-        bad = [None] * len(spectra) if bad_pixel is None else [bad_pixel] if single else list(bad_pixel)
-        if not len(spectra) == len(wavelengths) == len(bad):
+
+        def each(values: Any) -> list[Any]:
+            """One entry per spectrum of what may be left out, or be one number for all."""
+            if values is None or np.isscalar(values):
+                return [values] * len(spectra)
+            return [values] if single else list(values)
+
+        told = [each(values) for values in (bad_pixel, flux_error, resolving_power)]
+        if any(len(part) != len(spectra) for part in (wavelengths, *told)):
             raise ValueError(
-                f"as many wavelength and bad_pixel arrays as spectra are needed, got {len(wavelengths)} and {len(bad)} "
-                f"for {len(spectra)}."
+                "as many wavelength, bad_pixel, flux_error and resolving_power arrays as spectra are needed, got "
+                f"{len(wavelengths)}, {', '.join(str(len(part)) for part in told)} for {len(spectra)}."
             )
         features = []
-        for index, spectrum in enumerate(zip(spectra, wavelengths, bad, strict=True)):
+        for index, spectrum in enumerate(zip(spectra, wavelengths, *told, strict=True)):
             try:
-                features.append(self._prepare(*self.resample(*spectrum)))
+                features.append(self.tokenise(self.place(*spectrum)))
             except ValueError as error:
                 raise ValueError(f"spectrum {index} of {len(spectra)}: {error}") from error
         batch = self.pad(features)
+        if given is not None or given_errors is not None:
+            batch["given"], batch["given_errors"] = self.encode_given(given or {}, given_errors, len(spectra))
         if labels is not None:
             errors = None if label_errors is None else np.atleast_2d(label_errors)
             batch["labels"], batch["label_errors"] = self.encode_labels(np.atleast_2d(labels), errors)
@@ -265,38 +493,126 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 )
         return batch.convert_to_tensors(return_tensors)
 
-    def _prepare(self, flux: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
-        scaled, good = (array[0] for array in self.clean(flux[None], good[None]))
+    # ------------------------------------------------------------ tokens
+
+    def tokenise(self, pixels: Pixels) -> dict[str, np.ndarray]:
+        """One spectrum -> a row of the batch: flux, wavelength, attention_mask and what else is known of its pixels.
+
+        Raises:
+            ValueError: Too few pixels are left after outliers were dropped.
+        """
+        cleaned = self._clean(pixels.flux[None], pixels.good[None], pixels.wavelength)
+        scaled, good, continuum = (array[0] for array in cleaned)
         if good.sum() < self.min_good_pixels:
             raise ValueError(
                 f"only {int(good.sum())} good pixel(s) are left after outliers (normalised flux outside "
                 f"{self.flux_range}) were dropped."
             )
-        return self.cut_tokens(scaled, good)
+        extra = {}
+        if pixels.flux_error is not None:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                relative = pixels.flux_error / continuum
+            extra["flux_error"] = np.where(good & np.isfinite(relative), relative, 0.0).astype(np.float32)
+        if pixels.resolving_power is not None:
+            extra["resolving_power"] = pixels.resolving_power.astype(np.float32)
+        return self.cut_tokens(scaled, good, None if self.pixel_width else pixels.wavelength, **extra)
 
-    def cut_tokens(self, scaled: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
-        """One spectrum on the grid, shape (n_pixels,) -> the run of tokens from its first to its last good pixel."""
-        tokens = np.flatnonzero(good.reshape(-1, self.patch_size).any(axis=1))
-        if tokens.size == 0:
+    def cut_tokens(
+        self, scaled: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None, **extra: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """One spectrum, arrays of shape (n_pixels,), cut into whole tokens.
+
+        Args:
+            wavelength: Of the pixels, increasing. None = `wavelength_grid`; then the run of tokens from the first to
+                the last good pixel is returned. Otherwise patches of neighbouring pixels are counted off from the first
+                pixel and from each gap on, the last of each filled up with pixels at wavelength 0; those with a good
+                pixel are returned.
+            extra: More arrays to be cut alike.
+        """
+        if not good.any():
             raise ValueError(
                 f"no good pixel is left: normalised flux lies outside {self.flux_range} everywhere, or every pixel is "
                 "flagged. Is bad_pixel inverted (True = do not trust)?"
             )
-        run = slice(tokens[0] * self.patch_size, (tokens[-1] + 1) * self.patch_size)
-        return {
-            "flux": scaled[run],
-            "wavelength": self.wavelength_grid[run],
-            "attention_mask": good[run].astype(np.int64),
+        row = {
+            "flux": scaled,
+            "wavelength": self.wavelength_grid if wavelength is None else wavelength,
+            "attention_mask": good.astype(np.int64),
+            **extra,
         }
+        if wavelength is None:
+            tokens = np.flatnonzero(good.reshape(-1, self.patch_size).any(axis=1))
+            run = slice(tokens[0] * self.patch_size, (tokens[-1] + 1) * self.patch_size)
+            return {name: values[run] for name, values in row.items()}
+        slots = self._slots(wavelength)
+        kept = slots[(good[slots] & (slots >= 0)).any(axis=1)].ravel()
+        return {name: np.where(kept >= 0, values[kept], values.dtype.type(0)) for name, values in row.items()}
+
+    def _slots(self, wavelength: np.ndarray) -> np.ndarray:
+        """Pixel numbers of each patch, -1 where it is filled up; shape (n_tokens, patch_size)."""
+        step = np.diff(wavelength)
+        gaps = np.flatnonzero(step > GAP * np.median(step)) + 1 if step.size else np.empty(0, int)
+        filled = []
+        for run in np.split(np.arange(wavelength.size), gaps):
+            filled.append(np.pad(run, (0, -run.size % self.patch_size), constant_values=-1))
+        return np.concatenate(filled).reshape(-1, self.patch_size)
 
     def pad(self, processed_features: Any, *unused: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
         """Pad spectra to the longest one with masked pixels, which change no prediction."""
         length = max(len(row["flux"]) for row in processed_features)
-        batch = {
-            name: np.stack([np.pad(np.asarray(row[name]), (0, length - len(row[name]))) for row in processed_features])
-            for name in self.model_input_names
-        }
+        present = [name for name in ("flux_error", "resolving_power") if any(name in row for row in processed_features)]
+        nothing = np.zeros(0, dtype=np.float32)  # a spectrum that came without: 0 = not known
+        batch = {}
+        for name in (*self.model_input_names, *present):
+            arrays = [np.asarray(row[name] if name in self.model_input_names else row.get(name, nothing))
+                      for row in processed_features]  # fmt: skip
+            batch[name] = np.stack([np.pad(array, (0, length - len(array))) for array in arrays])
         return BatchFeature(batch, tensor_type=return_tensors)
+
+    # ------------------------------------------------------------ non-spectral inputs
+
+    def encode_given(
+        self, given: Mapping[str, Any], given_errors: Mapping[str, Any] | None = None, n_spectra: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Non-spectral inputs -> scaled values, NaN = not given, and errors; (n_spectra, n_given), float32.
+
+        Args:
+            given: Name -> a number for all, or one per spectrum; K, dex and the units of `labels.SCALARS`.
+            given_errors: 1-sigma, likewise; not told, NaN or not positive = the table's default, never certainty.
+
+        Raises:
+            ValueError: A name the model was not made for, or an error without a value; or not one value per spectrum.
+        """
+        given_errors = given_errors or {}
+        for name in (*given, *given_errors):
+            if name not in self.given_names:
+                known = ", ".join(self.given_names) or "nothing beside a spectrum"
+                raise ValueError(f"this model can be given {known}; got {name!r}.")
+        if orphans := set(given_errors) - set(given):
+            raise ValueError(f"given_errors has {', '.join(sorted(orphans))}, of which given has no value.")
+        values, errors = (np.full((n_spectra, len(self.given_names)), np.nan) for _ in range(2))
+        for column, name in enumerate(self.given_names):
+            center, scale, default = self._input_scale(name)
+            for target, told, shift in ((values, given, center), (errors, given_errors, 0.0)):
+                if name in told:
+                    numbers = np.asarray(told[name], dtype=np.float64)
+                    if numbers.shape not in ((), (n_spectra,)):
+                        raise ValueError(
+                            f"{name} must be one number, or one per spectrum ({n_spectra}), got shape {numbers.shape}."
+                        )
+                    target[:, column] = (numbers - shift) / scale
+            known = np.isfinite(errors[:, column]) & (errors[:, column] > 0)
+            errors[:, column] = np.where(known, errors[:, column], default / scale)
+        values[~np.isfinite(values)] = np.nan
+        return values.astype(np.float32), errors.astype(np.float32)
+
+    def _input_scale(self, name: str) -> tuple[float, float, float]:
+        """Centre, scale and default error of a non-spectral input, in its unit."""
+        if name in self.label_names:
+            number = self.label_names.index(name)
+            return self.label_center[number], self.label_scale[number], get_label(name).default_error
+        scalar = get_scalar(name)
+        return scalar.center, scalar.scale, scalar.default_error
 
     # ------------------------------------------------------------ labels
 

@@ -1,5 +1,7 @@
 """The table of stellar labels: name, unit, survey column, valid range, what an unpublished error means.
 
+And the table of other things that may be known of a star beside its spectrum.
+
 Config, columns, plots and cards read names, units and order from here, so they can never disagree.
 """
 
@@ -58,3 +60,48 @@ def get_label(name: str) -> Label:
     if name not in _BY_NAME:
         raise ValueError(f"unknown label {name!r}; the table in spectrafm_hf/labels.py has {', '.join(_BY_NAME)}.")
     return _BY_NAME[name]
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number known of a star beside its spectrum and its labels: an input of the model, never an answer.
+
+    Attributes:
+        name: The word used everywhere.
+        unit: Unit of the value and of its error.
+        meaning: What it is, and what must have been done to it.
+        center, scale: What the model sees is (value - center) / scale; about the mean and spread of FGK stars.
+        default_error: 1-sigma error in `unit` of a value that came without one; never 0, which would mean certainty.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    center: float
+    scale: float
+    default_error: float
+
+
+SCALARS: tuple[Scalar, ...] = (
+    Scalar("bp_rp", "mag", "Gaia EDR3 colour G_BP - G_RP, dereddened", 1.0, 0.4, 0.05),
+    Scalar("j_ks", "mag", "2MASS colour J - K_s, dereddened", 0.6, 0.25, 0.05),
+    Scalar("m_g", "mag", "absolute magnitude in Gaia's G, extinction removed", 2.0, 3.0, 0.3),
+    # Linear in the parallax, so that its error stays Gaussian and a negative parallax stays a number.
+    Scalar("abl_g", "", "parallax [mas] * 10^(0.2 G_0 - 2) = 10^(0.2 M_G) (Arenou & Luri 1999)", 5.0, 8.0, 1.0),
+)
+
+_SCALAR_BY_NAME = {scalar.name: scalar for scalar in SCALARS}
+
+
+def get_scalar(name: str) -> Scalar:
+    """Look a non-spectral input up by name.
+
+    Raises:
+        ValueError: The name is not in the table; the message lists those that are.
+    """
+    if name not in _SCALAR_BY_NAME:
+        raise ValueError(
+            f"unknown non-spectral input {name!r}; beside labels, the table in spectrafm_hf/labels.py has "
+            f"{', '.join(_SCALAR_BY_NAME)}."
+        )
+    return _SCALAR_BY_NAME[name]

@@ -27,9 +27,10 @@ MAGNESIUM = {5168.76: 0.3, 5174.13: 0.5, 5185.05: 0.6}
 LABEL_CENTER, LABEL_SCALE = [5200.0, 3.0, -0.9], [850.0, 1.4, 0.8]
 ARCHITECTURE = {
     "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
+    "encoder_heads": [2, 2],
+    "decoder_heads": [2],
+    "encoder_sizes": [64, 64],
+    "decoder_sizes": [64],
     "encoding_size": 16,
     "shortest_period": 16.0,
 }

@@ -309,7 +309,7 @@ def test_spectra_may_share_their_wavelengths(extractor, star):
 
 
 def test_wavelengths_must_come_one_per_spectrum(extractor, star):
-    with pytest.raises(ValueError, match="got 3 and 2 for 2"):
+    with pytest.raises(ValueError, match="got 3, 2, 2, 2 for 2"):
         extractor([star[1]] * 2, [star[0]] * 3)
 
 

@@ -475,7 +475,7 @@ def test_command_says_what_is_wrong_with_a_recipe(tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (SYNTHETIC | {"architecture": {"hidden_size": 33, "num_attention_heads": 2}}, "hidden_size must be a multiple"),
+        (SYNTHETIC | {"architecture": {"hidden_size": 33}}, "hidden_size must be a multiple"),
         (SYNTHETIC | {"architecture": {"hidden_sise": 64}}, "hidden_sise"),
         (SYNTHETIC | {"extractor": {"smothing_length": 60.0}}, "smothing_length"),
         (SYNTHETIC | {"sampler": {"tef": [4000.0, 5000.0]}}, "tef"),
