@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
 	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
-.PHONY: transfer test test-network lint clean
+.PHONY: transfer test test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
 	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET)
@@ -23,6 +23,11 @@ test: $(VENV)/.dev
 # What needs the package index, or the stars it brought: run by CI after a transfer.
 test-network: $(VENV)/.dev
 	$(PY) -m pytest -m network
+
+# transformers' own tests of models, configurations and feature extractors, on ours; skips come with their reasons.
+# They are in the source distribution of the installed version: pip fetches it once.
+test-mixins: $(VENV)/.dev
+	$(PY) -m pytest -m mixins -rs tests/transformers_mixins
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

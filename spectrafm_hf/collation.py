@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .feature_extraction_spectrafm import Pixels, SpectraFMFeatureExtractor
+from .labels import MISSING_LABEL, get_label, get_scalar
 from .synthesis.cannon import LABEL_NAMES, CannonSynthesizer
 from .synthesis.observing import WIGGLE_LENGTH, ObservingConditions, observe, smooth_noise
+from .synthesis.photometry import bp_rp
 from .synthesis.sampler import LabelSampler
+from .synthesis.surveys import Survey, SurveyConditions, observe_survey
 
 Row = dict[str, np.ndarray]
 
@@ -210,6 +213,118 @@ class ObservedSpectra(Dataset):
         return self.__getitems__([index])[0]
 
 
+def draw_given(
+    rng: np.random.Generator,
+    feature_extractor: SpectraFMFeatureExtractor,
+    known: Mapping[str, float],
+    share: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What else a training row is told of its star: a random subset of what is known, each with an error of its own.
+
+    Half of the rows are told nothing; of the others every subset comes up, since each number is told with a probability
+    of one half. A number's 1-sigma error is drawn between a third and three times the one it has by default, and the
+    number is off by as much.
+
+    Args:
+        known: True values: name of `given_names` -> K, dex or the unit of `labels.SCALARS`; not finite = not known.
+        share: Of rows that are told anything.
+
+    Returns:
+        Scaled values, NaN where not told, and errors, each (n_given,), float32.
+    """
+    names = feature_extractor.given_names
+    told = (rng.random(len(names)) < 0.5) & (rng.random() < share)
+    spread, noise = np.exp(rng.uniform(-np.log(3), np.log(3), len(names))), rng.standard_normal(len(names))
+    values, errors = {}, {}
+    for number, name in enumerate(names):
+        if told[number] and np.isfinite(known.get(name, np.nan)):
+            table = get_label(name) if name in feature_extractor.label_names else get_scalar(name)
+            errors[name] = table.default_error * spread[number]
+            values[name] = known[name] + errors[name] * noise[number]
+    scaled, scaled_errors = feature_extractor.encode_given(values, errors)
+    return scaled[0], scaled_errors[0]
+
+
+class SurveySpectra(Dataset):
+    """Synthetic stars on a survey's own pixels, with what is known of each: uncertainty, resolving power, other inputs.
+
+    Args:
+        feature_extractor: One that leaves spectra on their own pixels (`pixel_width=None`).
+        survey: Whose pixels, and which labels its stars have; the model's others are missing.
+        n_spectra: Length of the set.
+        seed: With the row number, decides everything random.
+        context: Tokens per spectrum, a run of neighbouring pixels anywhere; None = all of it.
+        conditions: How the stars are observed.
+        label_error: 1-sigma error given to synthetic labels, in scaled units: no synthetic label is worth more.
+        given_share: Share of rows that are told some of `feature_extractor.given_names`; see `draw_given`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: SpectraFMFeatureExtractor,
+        survey: Survey,
+        n_spectra: int,
+        seed: int,
+        context: int | None = None,
+        conditions: SurveyConditions | None = None,
+        label_error: float = 0.03,
+        given_share: float = 0.5,
+    ):
+        self.feature_extractor, self.survey, self.n_spectra, self.seed = feature_extractor, survey, n_spectra, seed
+        self.context, self.conditions = context, conditions or SurveyConditions()
+        self.label_error, self.given_share = label_error, given_share
+
+    def __len__(self) -> int:
+        return self.n_spectra
+
+    def stars(self, indices: Sequence[int]) -> tuple[np.ndarray, list[np.random.Generator]]:
+        """Labels (n, len(survey.label_names)) in K and dex; the generators, to go on drawing from."""
+        generators = [row_generator(self.seed, index) for index in indices]
+        return np.stack([self.survey.draw(rng) for rng in generators]), generators
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        extractor, survey = self.feature_extractor, self.survey
+        drawn, generators = self.stars(indices)
+        clean = np.clip(survey.synthesizer(drawn), 0.0, 1.1)
+        seen = observe_survey(clean, survey, self.conditions, generators)
+        nowhere = np.full(len(indices), np.nan)
+        columns = dict(zip(survey.label_names, drawn.T, strict=True)) | {"bp_rp": bp_rp(drawn)}
+        labels = np.column_stack([columns.get(name, nowhere) for name in extractor.label_names])
+        encoded, _ = extractor.encode_labels(labels)
+        rows = []
+        for row, rng in enumerate(generators):
+            pixels = Pixels(
+                seen.flux[row], survey.wavelength, seen.good[row], seen.flux_error[row], seen.resolving_power[row]
+            )
+            if self.context is not None and (n_shown := self.context * extractor.patch_size) < survey.wavelength.size:
+                pixels = pixels.cut(_run(draw_window(rng, survey.wavelength.size, n_shown), survey.wavelength.size))
+            features = extractor.tokenise(pixels) | {
+                "labels": encoded[row],
+                "label_errors": np.full(len(extractor.label_names), self.label_error, dtype=np.float32),
+            }
+            if extractor.given_names:
+                known = {name: float(values[row]) for name, values in columns.items()}
+                given, errors = draw_given(rng, extractor, known, self.given_share)
+                told = [name for name, value in zip(extractor.given_names, given, strict=True) if np.isfinite(value)]
+                hidden = np.isin(extractor.label_names, told)  # what was told is not to be asked for
+                features |= {
+                    "labels": np.where(hidden, np.float32(MISSING_LABEL), encoded[row]),
+                    "given": given,
+                    "given_errors": errors,
+                }
+            rows.append(features)
+        return rows
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+
+def _run(window: slice, n_pixels: int) -> np.ndarray:
+    shown = np.zeros(n_pixels, dtype=bool)
+    shown[window] = True
+    return shown
+
+
 class Interleaved(Dataset):
     """Rows of one set and of another, taking turns: of every `period` rows, `n_first` come from the first.
 
@@ -246,7 +361,7 @@ class SpectrumCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = dict(self.feature_extractor.pad(rows, return_tensors="pt"))
-        for name in ("labels", "label_errors"):
+        for name in ("labels", "label_errors", "given", "given_errors"):
             if name in rows[0]:
                 batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], dtype=np.float32) for row in rows]))
         return batch

@@ -120,6 +120,14 @@ class SpectraFMConfig(PreTrainedConfig):
         return cls(**published | changes)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if name in kwargs:
+                raise ValueError(
+                    f"{name} is said block by block here: give encoder_heads and encoder_sizes (and decoder_heads, "
+                    f"decoder_sizes), got {name}={kwargs[name]}."
+                )
+        if kwargs.get("num_labels", len(self.label_names)) != len(self.label_names):
+            raise ValueError(f"num_labels follows label_names ({len(self.label_names)}), got {kwargs['num_labels']}.")
         for name in ("label_names", "given_names", *_PER_BLOCK, "head_sizes"):
             setattr(self, name, list(getattr(self, name)))
         self.problem_type = self.problem_type or "regression"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy
 
 from .labels import MISSING_LABEL, get_label, get_scalar
 from .spectra import PseudoContinuum, check_wavelength, rebin
@@ -31,7 +32,8 @@ GAP = 10.0
 DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
 """Of the normalised flux, where no training spectrum has said otherwise."""
 
-_CACHED = ("wavelength_grid", "_continua")
+_PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
+_CACHED = ("wavelength_grid", "_continua", "_norm_table")
 
 
 @dataclass(frozen=True)
@@ -385,19 +387,27 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 wavelength, center, spread = together[:, np.argsort(together[0])]
             self.flux_wavelength = wavelength.tolist()
         self.flux_center, self.flux_scale = center.tolist(), spread.tolist()
+        self.__dict__.pop("_norm_table", None)
+
+    @cached_property
+    def _norm_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, once."""
+        where = np.asarray(self.flux_wavelength) if self.flux_wavelength is not None else self.wavelength_grid
+        center = np.full(where.size, DEFAULT_CENTER) if self.flux_center is None else np.asarray(self.flux_center)
+        spread = np.full(where.size, DEFAULT_SPREAD) if self.flux_scale is None else np.asarray(self.flux_scale)
+        return where, center, spread
 
     def _norms(self, wavelength: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """Mean and spread of the training spectra at these wavelengths."""
-
-        def at(values: list[float] | None, default: float) -> np.ndarray | float:
-            if values is None:
-                return default
-            known = self.wavelength_grid if self.flux_wavelength is None else np.asarray(self.flux_wavelength)
-            if wavelength is known:
-                return np.asarray(values, dtype=np.float32)
-            return np.interp(wavelength, known, values, left=default, right=default).astype(np.float32)
-
-        return at(self.flux_center, DEFAULT_CENTER), at(self.flux_scale, DEFAULT_SPREAD)
+        """Mean and spread of the training spectra at these wavelengths, float32."""
+        if self.flux_center is None and self.flux_scale is None:
+            return DEFAULT_CENTER, DEFAULT_SPREAD
+        where, center, spread = self._norm_table
+        if wavelength is where:
+            return center.astype(np.float32), spread.astype(np.float32)
+        beyond = (DEFAULT_CENTER, center), (DEFAULT_SPREAD, spread)
+        both = (np.interp(wavelength, where, known, left=edge, right=edge) for edge, known in beyond)
+        center, spread = (values.astype(np.float32) for values in both)
+        return center, spread
 
     def scale(self, normalised: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None) -> np.ndarray:
         """Normalised flux -> zero mean and unit spread per pixel over the training spectra; 0 where missing."""
@@ -557,16 +567,58 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             filled.append(np.pad(run, (0, -run.size % self.patch_size), constant_values=-1))
         return np.concatenate(filled).reshape(-1, self.patch_size)
 
-    def pad(self, processed_features: Any, *unused: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
-        """Pad spectra to the longest one with masked pixels, which change no prediction."""
-        length = max(len(row["flux"]) for row in processed_features)
-        present = [name for name in ("flux_error", "resolving_power") if any(name in row for row in processed_features)]
-        nothing = np.zeros(0, dtype=np.float32)  # a spectrum that came without: 0 = not known
+    def pad(
+        self,
+        processed_features: Any,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Pad spectra with masked pixels, which change no prediction.
+
+        The words are those of `SequenceFeatureExtractor.pad`, which would pad nothing but flux and attention_mask, and
+        make float32 of wavelength.
+
+        Args:
+            processed_features: Prepared spectra: a list of rows, or one mapping of columns.
+            padding: True or "longest"; "max_length"; False = leave the lengths as they are.
+            max_length: Pixels to pad to, or to cut at.
+            truncation: Cut what is longer than max_length; its red end is lost.
+            pad_to_multiple_of: Lengths padded to or cut at are rounded up to a multiple of it.
+            return_attention_mask: False = leave it out; else it is always given, 1 where a row came without.
+            return_tensors: "pt", "np" or None.
+
+        Raises:
+            ValueError: max_length is needed and missing.
+        """
+        rows = processed_features
+        if not isinstance(rows, (list, tuple)):
+            rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        strategy = self._get_padding_strategies(padding, max_length)
+        if truncation and max_length is None:
+            raise ValueError("truncation needs max_length, the number of pixels to keep.")
+
+        def whole(length: int) -> int:
+            return -(-length // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+
+        lengths = [len(row["flux"]) for row in rows]
+        if truncation and max_length is not None:
+            lengths = [min(length, whole(max_length)) for length in lengths]
+        least = {PaddingStrategy.LONGEST: max(lengths), PaddingStrategy.MAX_LENGTH: max_length}.get(strategy)
+        padded = [max(length, whole(least or 0)) for length in lengths]
+        present = [name for name in _PER_PIXEL if any(name in row for row in rows)]
         batch = {}
-        for name in (*self.model_input_names, *present):
-            arrays = [np.asarray(row[name] if name in self.model_input_names else row.get(name, nothing))
-                      for row in processed_features]  # fmt: skip
-            batch[name] = np.stack([np.pad(array, (0, length - len(array))) for array in arrays])
+        for name in (*present, *(() if return_attention_mask is False else ("attention_mask",))):
+            fill = (1, np.int64) if name == "attention_mask" else (0, np.float32)  # good; or 0 = not known
+            arrays = [np.asarray(row.get(name, np.full(len(row["flux"]), *fill))) for row in rows]
+            arrays = [
+                np.pad(array[:length], (0, to - length))
+                for array, length, to in zip(arrays, lengths, padded, strict=True)
+            ]
+            batch[name] = np.stack(arrays) if len(set(padded)) == 1 else arrays
         return BatchFeature(batch, tensor_type=return_tensors)
 
     # ------------------------------------------------------------ non-spectral inputs

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -85,14 +85,13 @@ class SpectraFMPixelEmbeddings(nn.Module):
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.encoding = WavelengthEncoding(config)
-        self.flux_weight = nn.Parameter(torch.zeros(config.hidden_size))
-        self.flux_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.pixel_projection = nn.Linear(1, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, flux: Tensor, wavelength: Tensor, good: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
         """flux, wavelength, good (batch, n_pixels) -> tokens (batch, n_pixels, d), 0 where missing; and good."""
-        flux = torch.where(good, flux, 0.0).to(self.flux_weight.dtype)
-        content = self.activation(flux[..., None] * self.flux_weight + self.flux_bias)
+        flux = torch.where(good, flux, 0.0).to(self.pixel_projection.weight.dtype)
+        content = self.activation(self.pixel_projection(flux[..., None]))
         tokens = content + self.encoding(wavelength).to(content.dtype)
         return torch.where(good[..., None], tokens, 0.0), good
 
@@ -483,7 +482,7 @@ class SpectraFMEncoderOutput(BaseModelOutput):
 
     Args:
         last_hidden_state: Shape (batch, n_tokens, hidden_size): tokens of the spectrum, then those of `given_names`.
-        token_mask: True where a token is attended to, shape (batch, n_tokens).
+        token_mask: 1 where a token is attended to, shape (batch, n_tokens).
         hidden_states: See `SpectraFMLabelOutput`.
         attentions: See `SpectraFMLabelOutput`.
     """
@@ -496,6 +495,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "flux"
     input_modalities = ["time"]
+    _input_embed_layer = "pixel_projection"
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "SpectraFMPixelEmbeddings",
@@ -525,8 +525,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
             init.normal_(module.wavelength_projection.weight, std=self.config.encoding_size**-0.5)
             init.normal_(module.output_projection.weight, std=module.output_projection.in_features**-0.5)
         elif isinstance(module, SpectraFMPixelEmbeddings):
-            init.normal_(module.flux_weight, std=1.0)
-            init.zeros_(module.flux_bias)
+            init.normal_(module.pixel_projection.weight, std=1.0)
         elif isinstance(module, SpectraFMGivenEmbeddings):
             for parameter in (module.value_weight, module.error_weight, module.bias):
                 init.normal_(parameter, std=1.0)
@@ -561,7 +560,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         given: Tensor | None = None,
         given_errors: Tensor | None = None,
         token_mask: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMEncoderOutput:
         """Encode spectra.
 
@@ -603,7 +602,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         mask = tokens_attended_to(self.config, hidden_states, token_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
-        return SpectraFMEncoderOutput(last_hidden_state=self.layernorm(hidden_states), token_mask=token_mask)
+        return SpectraFMEncoderOutput(last_hidden_state=self.layernorm(hidden_states), token_mask=token_mask.long())
 
     def _check_shapes(self, flux: Tensor, wavelength: Tensor, given: Tensor | None) -> None:
         if flux.shape != wavelength.shape or flux.shape[-1] % self.config.patch_size:
@@ -636,7 +635,7 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs knows num_items_in_batch too
         self,
         flux: Tensor,
         wavelength: Tensor,
@@ -650,7 +649,7 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
         label_errors: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         token_mask: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMLabelOutput:
         """Predict labels; with `labels`, their likelihood as well.
 
