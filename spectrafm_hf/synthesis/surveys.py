@@ -134,8 +134,9 @@ class SurveyConditions:
 
     Args:
         snr: Range of the signal-to-noise ratio per pixel, drawn evenly in its logarithm.
-        wider: Largest factor by which the line-spread function is widened; drawn evenly in its logarithm from 1, by
-            half of the spectra. 12.5 makes R = 1,800 of APOGEE's 22,500.
+        wider: Range of the factor by which the line-spread function is widened, drawn evenly in its logarithm; 12.5
+            makes R = 1,800 of APOGEE's 22,500.
+        widened: Share of spectra whose line-spread function is widened at all.
         continuum: 1-sigma of a smooth multiplicative error, 200 Angstrom long.
         velocity: 1-sigma of the residual radial velocity, in pixels of the grid.
         missing: Largest fraction of missing pixels; drawn evenly from 0.
@@ -143,7 +144,8 @@ class SurveyConditions:
     """
 
     snr: tuple[float, float] = (20.0, 300.0)
-    wider: float = 12.5
+    wider: tuple[float, float] = (1.0, 12.5)
+    widened: float = 0.5
     continuum: float = 0.02
     velocity: float = 0.1
     missing: float = 0.05
@@ -151,10 +153,12 @@ class SurveyConditions:
 
     def __post_init__(self) -> None:
         amounts = (self.continuum, self.velocity, self.missing, self.unknown)
-        if min(amounts) < 0 or not 0 < self.snr[0] <= self.snr[1] or self.wider < 1 or self.missing >= 1:
+        ranges = 0 < self.snr[0] <= self.snr[1] and 1 <= self.wider[0] <= self.wider[1]
+        shares = max(self.missing, self.unknown, self.widened) <= 1 and self.widened >= 0 and self.missing < 1
+        if min(amounts) < 0 or not ranges or not shares:
             raise ValueError(
-                "survey conditions must be non-negative, snr an increasing positive range, wider at least 1 and "
-                f"missing < 1, got {self}."
+                "survey conditions must be non-negative, snr an increasing positive range, wider one from 1 on, "
+                f"widened and unknown at most 1 and missing < 1, got {self}."
             )
 
 
@@ -182,8 +186,9 @@ def observe_survey(
     wavelength = survey.wavelength
     width = float(np.median(np.subtract(*pixel_edges(wavelength)[::-1])))
     drawn = np.array([[rng.random(), rng.random(), *rng.random(3)] for rng in generators])
-    wide = np.where(drawn[:, 0] < 0.5, 0.0, 2 * drawn[:, 0] - 1)
-    factor = conditions.wider**wide
+    sharpest, widest = conditions.wider
+    chosen = drawn[:, 0] / max(conditions.widened, 1e-9)
+    factor = np.where(chosen < 1, sharpest * (widest / sharpest) ** np.minimum(chosen, 1), 1.0)
     snr = conditions.snr[0] * (conditions.snr[1] / conditions.snr[0]) ** drawn[:, 1]
     told = drawn[:, 2:4] >= conditions.unknown
 
