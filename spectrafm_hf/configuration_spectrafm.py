@@ -55,7 +55,7 @@ class SpectraFMConfig(PreTrainedConfig):
     label_names: Names = ("teff", "logg", "fe_h")
     given_names: Names = ()
     tokens: Literal["patch", "pixel"] = "patch"
-    patch_size: int = 160
+    patch_size: int = 64
     hidden_size: int = 192
     encoder_heads: Numbers = (6, 6, 6, 6)
     encoder_sizes: Numbers = (768, 768, 768, 768)
@@ -69,7 +69,7 @@ class SpectraFMConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     encoding_size: int = 128
-    shortest_period: float | int = 160.0
+    shortest_period: float | int = 10.0
     longest_period: float | int = 50_000.0
     encoding_origin: float | int = 0.0
     float32_phase: list[float] | tuple[float, ...] | None = None

@@ -18,7 +18,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.utils import PaddingStrategy
 
 from .labels import MISSING_LABEL, get_label, get_scalar
-from .spectra import PseudoContinuum, check_wavelength, rebin
+from .spectra import PseudoContinuum, check_wavelength, pixel_edges, rebin
 
 OUTLIER_LEVEL = 100.0
 """Flux beyond this many times the median flux of its spectrum is no starlight."""
@@ -27,7 +27,9 @@ WAVELENGTH_LIMITS = (3000.0, 25_000.0)
 """Vacuum Angstrom: where the wavelength encoding tells all wavelengths apart."""
 
 GAP = 10.0
-"""Median pixel spacings without a pixel that part two patches: a token never straddles a detector gap."""
+"""Pixel spacings without a pixel that part two patches: a token never straddles a detector gap.
+
+The spacing is the upper quartile: exposures that overlap have steps near 0, and of two spectrographs one is finer."""
 
 DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
 """Of the normalised flux, where no training spectrum has said otherwise."""
@@ -108,7 +110,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         label_names: Sequence[str] = ("teff", "logg", "fe_h"),
         label_center: Sequence[float] | None = None,
         label_scale: Sequence[float] | None = None,
-        patch_size: int = 160,
+        patch_size: int = 64,
         pixel_width: float | None = 1.0,
         wavelength_range: Sequence[float] = (3600.0, 7400.0),
         smoothing_length: float | None = 100.0,
@@ -266,8 +268,6 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             # Cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them.
             good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * np.median(np.abs(flux[good]))
         flux = np.where(good, flux, 0.0)
-        # Pixels at one wavelength are told apart by their flux, so that the order they came in says nothing.
-        order = np.lexsort((good, flux, wavelength)) if not (np.diff(wavelength) > 0).all() else slice(None)
 
         def known(name: str, values: Any) -> np.ndarray | None:
             if values is None:
@@ -277,15 +277,14 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{name} must have one value per pixel {flux.shape}, got shape {values.shape}.")
             values = np.broadcast_to(values, flux.shape)
             with np.errstate(invalid="ignore"):
-                return np.where(np.isfinite(values) & (values > 0), values, 0.0)[order]
+                return np.where(np.isfinite(values) & (values > 0), values, 0.0)
 
-        return Pixels(
-            flux[order],
-            wavelength[order],
-            good[order],
-            known("flux_error", flux_error),
-            known("resolving_power", resolving_power),
-        )
+        error, power = known("flux_error", flux_error), known("resolving_power", resolving_power)
+        pixels = Pixels(flux, wavelength, good, error, power)
+        if (np.diff(wavelength) > 0).all():
+            return pixels
+        # Pixels at one wavelength are told apart by what else they hold, so that the order they came in says nothing.
+        return pixels.cut(np.lexsort([part for part in (power, error, good, flux, wavelength) if part is not None]))
 
     def _on_grid(self, pixels: Pixels) -> Pixels:
         """Rebinned to `wavelength_grid`. Errors are taken as independent: a pixel made of n has 1 / sqrt(n) of them."""
@@ -304,8 +303,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             n_known = np.bincount(inverse, weights=known)
             variance = np.bincount(inverse, weights=pixels.flux_error**2 * known) / np.maximum(n_known, 1) ** 2
             variance, reached = rebin(unique, variance, n_known > 0, self.wavelength_grid)
-            old_width = np.median(np.diff(unique)) if unique.size > 1 else 1.0
-            error = np.where(reached, np.sqrt(variance / max(float(self.pixel_width or 1) / old_width, 1.0)), 0.0)
+            lower, upper = pixel_edges(unique)
+            n_per_angstrom = rebin(unique, (n_good > 0) / (upper - lower), n_good >= 0, self.wavelength_grid)[0]
+            n_merged = np.maximum(n_per_angstrom * float(self.pixel_width or 1), 1.0)
+            error = np.where(reached, np.sqrt(variance / n_merged), 0.0)
         if pixels.resolving_power is not None:
             known = pixels.good & (pixels.resolving_power > 0)
             total = np.bincount(inverse, weights=pixels.resolving_power * known)
@@ -337,7 +338,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if self.smoothing_length is None:
             with np.errstate(invalid="ignore"):
                 good = good & (flux > low) & (flux < high)
-            return np.where(good, flux, 1.0).astype(np.float32), good, np.broadcast_to(1.0, flux.shape)
+            return np.where(good, flux, 1.0), good, np.broadcast_to(1.0, flux.shape)  # not rounded before it is scaled
         for attempt in range(2):
             continuum = self._continuum(wavelength)(flux, good)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -377,36 +378,37 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         count = np.maximum(good.sum(axis=0), 1)
         center = np.where(good, normalised, 0.0).sum(axis=0) / count
         variance = np.where(good, (normalised - center) ** 2, 0.0).sum(axis=0) / count
-        center = np.round(center.astype(float), 4)
-        spread = np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4)
-        if wavelength is not None:
-            if self.flux_wavelength is not None and self.flux_center is not None and self.flux_scale is not None:
-                before = np.array([self.flux_wavelength, self.flux_center, self.flux_scale])
-                before = before[:, (before[0] < wavelength[0]) | (before[0] > wavelength[-1])]
-                together = np.concatenate([before, np.stack([wavelength, center, spread])], axis=1)
-                wavelength, center, spread = together[:, np.argsort(together[0])]
-            self.flux_wavelength = wavelength.tolist()
+        seen = good.any(axis=0)
+        center = np.where(seen, np.round(center.astype(float), 4), DEFAULT_CENTER)
+        spread = np.where(seen, np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4), DEFAULT_SPREAD)
+        if wavelength is not None and self.flux_wavelength and self.flux_center and self.flux_scale:
+            before = np.array([self.flux_wavelength, self.flux_center, self.flux_scale])
+            before = before[:, (before[0] < wavelength[0]) | (before[0] > wavelength[-1])]
+            together = np.concatenate([before, np.stack([wavelength, center, spread])], axis=1)
+            wavelength, center, spread = together[:, np.argsort(together[0])]
+        self.flux_wavelength = None if wavelength is None else wavelength.tolist()
         self.flux_center, self.flux_scale = center.tolist(), spread.tolist()
-        self.__dict__.pop("_norm_table", None)
 
-    @cached_property
-    def _norm_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, once."""
-        where = np.asarray(self.flux_wavelength) if self.flux_wavelength is not None else self.wavelength_grid
-        center = np.full(where.size, DEFAULT_CENTER) if self.flux_center is None else np.asarray(self.flux_center)
-        spread = np.full(where.size, DEFAULT_SPREAD) if self.flux_scale is None else np.asarray(self.flux_scale)
-        return where, center, spread
+    def _norm_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, made once."""
+        told = (self.flux_wavelength, self.flux_center, self.flux_scale)
+        kept = self.__dict__.get("_norm_table")
+        if kept is None or any(old is not new for old, new in zip(kept[0], told, strict=True)):
+            where = np.asarray(self.flux_wavelength) if self.flux_wavelength is not None else self.wavelength_grid
+            center = np.full(where.size, DEFAULT_CENTER) if self.flux_center is None else np.asarray(self.flux_center)
+            spread = np.full(where.size, DEFAULT_SPREAD) if self.flux_scale is None else np.asarray(self.flux_scale)
+            self.__dict__["_norm_table"] = kept = (told, (where, center, spread))
+        return kept[1]
 
     def _norms(self, wavelength: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """Mean and spread of the training spectra at these wavelengths, float32."""
+        """Mean and spread of the training spectra at these wavelengths."""
         if self.flux_center is None and self.flux_scale is None:
             return DEFAULT_CENTER, DEFAULT_SPREAD
-        where, center, spread = self._norm_table
+        where, center, spread = self._norm_arrays()
         if wavelength is where:
-            return center.astype(np.float32), spread.astype(np.float32)
+            return center, spread
         beyond = (DEFAULT_CENTER, center), (DEFAULT_SPREAD, spread)
-        both = (np.interp(wavelength, where, known, left=edge, right=edge) for edge, known in beyond)
-        center, spread = (values.astype(np.float32) for values in both)
+        center, spread = (np.interp(wavelength, where, known, left=edge, right=edge) for edge, known in beyond)
         return center, spread
 
     def scale(self, normalised: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None) -> np.ndarray:
@@ -505,8 +507,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
 
     # ------------------------------------------------------------ tokens
 
-    def tokenise(self, pixels: Pixels) -> dict[str, np.ndarray]:
+    def tokenise(self, pixels: Pixels, keep_empty: bool = False) -> dict[str, np.ndarray]:
         """One spectrum -> a row of the batch: flux, wavelength, attention_mask and what else is known of its pixels.
+
+        Args:
+            keep_empty: Also return tokens without a good pixel, which the model does not attend to.
 
         Raises:
             ValueError: Too few pixels are left after outliers were dropped.
@@ -525,10 +530,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             extra["flux_error"] = np.where(good & np.isfinite(relative), relative, 0.0).astype(np.float32)
         if pixels.resolving_power is not None:
             extra["resolving_power"] = pixels.resolving_power.astype(np.float32)
-        return self.cut_tokens(scaled, good, None if self.pixel_width else pixels.wavelength, **extra)
+        return self.cut_tokens(scaled, good, None if self.pixel_width else pixels.wavelength, keep_empty, **extra)
 
     def cut_tokens(
-        self, scaled: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None, **extra: np.ndarray
+        self,
+        scaled: np.ndarray,
+        good: np.ndarray,
+        wavelength: np.ndarray | None = None,
+        keep_empty: bool = False,
+        **extra: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """One spectrum, arrays of shape (n_pixels,), cut into whole tokens.
 
@@ -537,6 +547,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 the last good pixel is returned. Otherwise patches of neighbouring pixels are counted off from the first
                 pixel and from each gap on, the last of each filled up with pixels at wavelength 0; those with a good
                 pixel are returned.
+            keep_empty: Return all tokens.
             extra: More arrays to be cut alike.
         """
         if not good.any():
@@ -553,15 +564,16 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if wavelength is None:
             tokens = np.flatnonzero(good.reshape(-1, self.patch_size).any(axis=1))
             run = slice(tokens[0] * self.patch_size, (tokens[-1] + 1) * self.patch_size)
+            run = slice(None) if keep_empty else run
             return {name: values[run] for name, values in row.items()}
         slots = self._slots(wavelength)
-        kept = slots[(good[slots] & (slots >= 0)).any(axis=1)].ravel()
+        kept = slots.ravel() if keep_empty else slots[(good[slots] & (slots >= 0)).any(axis=1)].ravel()
         return {name: np.where(kept >= 0, values[kept], values.dtype.type(0)) for name, values in row.items()}
 
     def _slots(self, wavelength: np.ndarray) -> np.ndarray:
         """Pixel numbers of each patch, -1 where it is filled up; shape (n_tokens, patch_size)."""
         step = np.diff(wavelength)
-        gaps = np.flatnonzero(step > GAP * np.median(step)) + 1 if step.size else np.empty(0, int)
+        gaps = np.flatnonzero(step > GAP * np.quantile(step, 0.75)) + 1 if step.size else np.empty(0, int)
         filled = []
         for run in np.split(np.arange(wavelength.size), gaps):
             filled.append(np.pad(run, (0, -run.size % self.patch_size), constant_values=-1))

@@ -584,7 +584,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             ValueError: n_pixels is no multiple of patch_size, a spectrum has no good pixel, or `given` does not match
                 `config.given_names`.
         """
-        self._check_shapes(flux, wavelength, given)
+        self._check_shapes(flux, wavelength, given, given_errors)
         good = flux.isfinite() if attention_mask is None else flux.isfinite() & attention_mask.bool()
         if resolving_power is not None and resolving_power.dim() == 1:
             resolving_power = resolving_power[:, None].expand_as(flux)
@@ -604,7 +604,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             hidden_states = layer(hidden_states, mask, **kwargs)
         return SpectraFMEncoderOutput(last_hidden_state=self.layernorm(hidden_states), token_mask=token_mask.long())
 
-    def _check_shapes(self, flux: Tensor, wavelength: Tensor, given: Tensor | None) -> None:
+    def _check_shapes(
+        self, flux: Tensor, wavelength: Tensor, given: Tensor | None, given_errors: Tensor | None
+    ) -> None:
         if flux.shape != wavelength.shape or flux.shape[-1] % self.config.patch_size:
             raise ValueError(
                 f"flux and wavelength must share a shape (batch, n_pixels) with n_pixels a multiple of patch_size "
@@ -612,11 +614,12 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 "SpectraFMFeatureExtractor pads to it."
             )
         names = self.config.given_names
-        if given is not None and given.shape != (flux.shape[0], len(names)):
-            raise ValueError(
-                f"given must have one column per name of config.given_names {names} and one row per spectrum "
-                f"({flux.shape[0]}), got shape {tuple(given.shape)}."
-            )
+        for what, told in (("given", given), ("given_errors", given_errors)):
+            if told is not None and told.shape != (flux.shape[0], len(names)):
+                raise ValueError(
+                    f"{what} must have one column per name of config.given_names {names} and one row per spectrum "
+                    f"({flux.shape[0]}), got shape {tuple(told.shape)}."
+                )
 
 
 class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):

@@ -5,8 +5,7 @@
 trains two networks on the same synthetic stars, APOGEE-like (H band, 0.22 Angstrom per pixel, five labels) and
 MILES-like (optical, 0.9 Angstrom, three labels), mixed one to one, each on its own pixels and at resolving powers from
 its own down to a twelfth of it. One is told, at random, Teff, log g, [Fe/H] or a colour; the other never. Then, on
-stars
-neither has seen:
+stars neither has seen:
 
 1. both instruments, all labels;
 2. log g at a signal-to-noise ratio of 30, told nothing, Teff, a colour, and both;
