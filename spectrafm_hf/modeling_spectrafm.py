@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_spectrafm import Dropout
 from .configuration_spectrafm import SpectraFMConfig
 
 # ---------------------------------------------------------------- where a token sits
@@ -352,7 +353,7 @@ class SpectraFMBlock(GradientCheckpointingLayer):
         self.mlp = SpectraFMMLP(config, size)
         self.layernorm_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def attend_and_think(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, **kwargs: Any) -> Tensor:
         """states (batch, n, d), tokens (batch, n_tokens, d) or None for the states themselves -> (batch, n, d)."""
@@ -399,7 +400,7 @@ class SpectraFMLabelHead(nn.Module):
         self.layernorm = nn.LayerNorm(widths[0], eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
         self.dense = nn.ModuleList([nn.Linear(*pair) for pair in pairwise(widths)])
         self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.mean_weight = nn.Parameter(torch.zeros(n_rows, widths[-1]))
         self.mean_bias = nn.Parameter(torch.zeros(n_rows))
         self.log_var_weight = nn.Parameter(torch.zeros(n_rows, widths[-1]))
@@ -693,10 +694,12 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
 
         loss = None
         if labels is not None:
-            if labels.shape != label_mean.shape:
-                raise ValueError(
-                    f"labels must have shape (batch, n_labels) = {tuple(label_mean.shape)}, got {tuple(labels.shape)}."
-                )
+            shape = label_mean.shape
+            for what, told in (("labels", labels), ("label_errors", label_errors)):
+                if told is not None and told.shape != shape:
+                    raise ValueError(
+                        f"{what} must have shape (batch, n_labels) = {tuple(shape)}, got {tuple(told.shape)}."
+                    )
             errors = torch.zeros_like(labels) if label_errors is None else label_errors
             errors = torch.where(errors.isfinite() & (errors > 0), errors, float(self.config.default_label_error))
             loss = gaussian_nll(label_mean, label_log_var, labels, errors, num_items_in_batch)

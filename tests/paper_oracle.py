@@ -73,7 +73,7 @@ class Block(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, padding: Tensor) -> Tensor:
         """queries (batch, q, WIDTH), keys (batch, n, WIDTH), padding (batch, n) True = hidden -> (batch, q, WIDTH)."""
-        attended, _ = self.attention(queries, keys, keys, key_padding_mask=padding)
+        attended, _ = self.attention(queries, keys, keys, key_padding_mask=padding, need_weights=False)
         x = self.layernorm_1(queries + self.dropout(attended))
         return self.layernorm_2(x + self.dropout(self.dense_2(nn.functional.gelu(self.dense_1(x)))))
 

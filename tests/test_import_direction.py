@@ -14,7 +14,14 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if "hub_cards" not in path.parts
 }
-REMOTE_CODE = ("configuration_spectrafm", "modeling_spectrafm", "feature_extraction_spectrafm", "labels", "spectra")
+REMOTE_CODE = (
+    "attention_spectrafm",
+    "configuration_spectrafm",
+    "modeling_spectrafm",
+    "feature_extraction_spectrafm",
+    "labels",
+    "spectra",
+)
 
 
 def imports(module):
@@ -56,7 +63,8 @@ def test_the_package_is_found_and_read():
         ("labels", set()),
         ("spectra", set()),
         ("configuration_spectrafm", set()),
-        ("modeling_spectrafm", {"configuration_spectrafm"}),
+        ("attention_spectrafm", set()),
+        ("modeling_spectrafm", {"attention_spectrafm", "configuration_spectrafm"}),
         ("feature_extraction_spectrafm", {"spectra", "labels"}),
         ("metrics", {"labels"}),
         ("plots", {"labels", "metrics"}),

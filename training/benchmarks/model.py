@@ -26,7 +26,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction
@@ -35,7 +34,7 @@ from spectrafm_hf.spectra import apogee_wavelength
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from paper_oracle import PaperOracle, published_loss  # noqa: E402
+from paper_oracle import PaperOracle, published_loss
 
 CONTEXT, N_CONTEXTS = 512, 15
 TOKENS = (512, 1024, 2048, 4096, 7514)
@@ -49,7 +48,11 @@ def say(text: str = "") -> None:
 
 
 def best_rates(sides: dict[str, tuple[Step, int]], seconds: float, rounds: int) -> dict[str, float]:
-    """Items per second of each side, the fastest step of `rounds` turns of `seconds` each; sides: name -> step, items."""
+    """Items per second of each side, the fastest step of `rounds` turns of `seconds` each.
+
+    Args:
+        sides: Name -> step, and the items it works through.
+    """
     best = dict.fromkeys(sides, 0.0)
     for step, _ in sides.values():
         step()
@@ -85,7 +88,11 @@ def spectra(n: int, n_pixels: int = CONTEXT) -> dict[str, torch.Tensor]:
     grid = apogee_wavelength()
     chosen = np.stack([np.sort(rng.choice(grid.size, n_pixels, replace=False)) for _ in range(n)])
     flux = torch.from_numpy(rng.standard_normal((n, n_pixels)).astype(np.float32))
-    return {"flux": flux, "wavelength": torch.from_numpy(grid[chosen]), "attention_mask": torch.ones(n, n_pixels).long()}
+    return {
+        "flux": flux,
+        "wavelength": torch.from_numpy(grid[chosen]),
+        "attention_mask": torch.ones(n, n_pixels).long(),
+    }
 
 
 def oracle_tokens(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,8 +123,10 @@ def oracle_inference(size: int) -> Step:
     return step
 
 
-def paper_model() -> SpectraFMForLabelPrediction:
-    return SpectraFMForLabelPrediction(SpectraFMConfig.paper())
+def paper_model(attention: str = "cache_sized") -> SpectraFMForLabelPrediction:
+    model = SpectraFMForLabelPrediction(SpectraFMConfig.paper())
+    model.set_attn_implementation(attention)
+    return model
 
 
 def training(model: SpectraFMForLabelPrediction, batch: dict[str, torch.Tensor], bf16: bool = True) -> Step:
@@ -160,3 +169,169 @@ def flops(step: Step) -> float:
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops())
+
+
+# ---------------------------------------------------------------- a whole star
+
+
+def paper_whole_star() -> Step:
+    """The paper's way: 15 contexts of 512 pixels, one label asked for at a time."""
+    model, tokens = PaperOracle().eval(), oracle_tokens(spectra(N_CONTEXTS))
+
+    def step() -> None:
+        with torch.inference_mode():
+            for label in LABEL_TOKENS:
+                model(*tokens, label.expand(N_CONTEXTS, 1))
+
+    return step
+
+
+def default_extractor() -> SpectraFMFeatureExtractor:
+    return SpectraFMFeatureExtractor(FIVE, pixel_width=None, wavelength_range=(15_000.0, 17_000.0))
+
+
+def default_model(patch_size: int | None = None) -> SpectraFMForLabelPrediction:
+    sizes = {} if patch_size is None else {"patch_size": patch_size}
+    return SpectraFMForLabelPrediction(SpectraFMConfig(label_names=FIVE, **sizes))
+
+
+def whole_stars(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flux (n, 7514) and wavelength of noisy stars."""
+    wavelength = apogee_wavelength()
+    noise = np.random.default_rng(0).standard_normal((n, wavelength.size))
+    return 1 + 0.05 * noise, wavelength
+
+
+# ---------------------------------------------------------------- memory
+
+
+def single_tokens(n_tokens: int) -> Step:
+    """One spectrum of `n_tokens` pixels through our default network with a token for every pixel."""
+    return inference(default_model(patch_size=1), spectra(1, n_tokens))
+
+
+def peak_memory(job: str) -> float:
+    """Largest resident memory of a fresh process that runs a job twice, GB."""
+    command = [sys.executable, "-m", "training.benchmarks.model", "--job", job]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return float(output.splitlines()[-1])
+
+
+def run_job(job: str) -> None:
+    """What `peak_memory` starts: prints the peak, less what the libraries take."""
+
+    def resident() -> float:
+        """High-water mark of this process, GB; getrusage would tell the parent's as well."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+
+    name, size = job.split(":")
+    before = resident()
+    step = JOBS[name](int(size))
+    step()
+    step()
+    say(f"{resident() - before:.3f}")
+
+
+JOBS: dict[str, Callable[[int], Step]] = {
+    "paper_training": lambda size: training(paper_model(), spectra(size)),
+    "oracle_training": oracle_training,
+    "tokens": single_tokens,
+    "default_training": lambda size: training(default_model(), default_batch(size)),
+}
+
+
+def default_batch(size: int) -> dict[str, torch.Tensor]:
+    return dict(default_extractor()(*whole_stars(size), return_tensors="pt"))
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and batch sizes: under two minutes")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    if arguments.job is not None:
+        run_job(arguments.job)
+        return
+    seconds, rounds = (0.7, 2) if arguments.quick else (2.0, 4)
+    oracle_sizes, our_sizes = ((8,), (16,)) if arguments.quick else ((4, 8, 16, 32), (8, 16, 32))
+    results: dict[str, Any] = {}
+
+    float32, bf16 = matmul_rate(torch.float32), matmul_rate(torch.bfloat16)
+    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    precision = "bfloat16 products, float32 weights" if has_bf16 else "float32"
+    say(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
+    say(f"matrix products: {float32:.0f} GFLOP/s float32, {bf16:.0f} GFLOP/s bfloat16 ({bf16 / float32:.1f}x)\n")
+    results |= {"float32_gflops": float32, "bf16_gflops": bf16}
+
+    def compare(what: str, theirs: Callable[[int], Step], ours: Callable[[int], Step]) -> tuple[float, float, int]:
+        """Items per second of the oracle and of ours, and our best batch size."""
+        their_step, their_size = at_best_size(theirs, oracle_sizes, seconds / 2)
+        our_step, our_size = at_best_size(ours, our_sizes, seconds / 2)
+        rates = best_rates({"theirs": (their_step, their_size), "ours": (our_step, our_size)}, seconds, rounds)
+        say(f"{what:34} oracle {rates['theirs']:6.1f}/s (float32, batch {their_size})   ours {rates['ours']:6.1f}/s "
+            f"({precision}, batch {our_size})   {rates['ours'] / rates['theirs']:.2f}x")  # fmt: skip
+        return rates["theirs"], rates["ours"], our_size
+
+    theirs, ours, size = compare(
+        "paper preset, training samples", oracle_training, lambda n: training(paper_model(), spectra(n), has_bf16)
+    )
+    # Eager attention, whose products are all counted.
+    per_sample = flops(training(paper_model("eager"), spectra(2), bf16=False)) / 2 / 1e9
+    share = ours * per_sample / bf16
+    say(f"{'':34} {per_sample:.1f} GFLOP per sample: {share:.0%} of the bfloat16 rate")
+    results |= {"oracle_training_per_s": theirs, "paper_training_per_s": ours, "paper_train_ratio": ours / theirs}
+    results |= {"bf16_share_training": share, "training_batch": size}
+
+    theirs, ours, _ = compare(
+        "paper preset, contexts inferred", oracle_inference, lambda n: inference(paper_model(), spectra(n), has_bf16)
+    )
+    results |= {"oracle_contexts_per_s": theirs, "paper_contexts_per_s": ours, "paper_inference_ratio": ours / theirs}
+
+    n_stars = 32
+    sides = {"paper": (paper_whole_star(), 1)}
+    sides["default"] = (inference(default_model(), default_batch(n_stars), has_bf16), n_stars)
+    flux, wavelength = whole_stars(n_stars)
+    extractor = default_extractor()
+    sides["extractor"] = (partial(extractor, flux, wavelength, return_tensors="pt"), n_stars)
+    sides["default training"] = (training(default_model(), default_batch(16), has_bf16), 16)
+    rates = best_rates(sides, seconds, rounds)
+    ratio = rates["default"] / rates["paper"]
+    n_tokens = default_batch(1)["flux"].shape[1] // default_model().config.patch_size
+    say(f"\nwhole H band, five labels          paper's way {rates['paper']:.2f} stars/s   default "
+        f"{rates['default']:.0f} stars/s ({n_tokens} tokens)   {ratio:.0f}x")  # fmt: skip
+    with_extractor = 1 / (1 / rates["default"] + 1 / rates["extractor"])
+    say(f"{'':34} with extractor {with_extractor:.0f} stars/s; training {rates['default training']:.0f} stars/s")
+    results |= {"whole_star_ratio": ratio, "default_stars_per_s": rates["default"]}
+    results |= {"default_stars_per_s_with_extractor": with_extractor}
+    results |= {"default_training_per_s": rates["default training"], "paper_way_stars_per_s": rates["paper"]}
+
+    say("\nper token, one spectrum, a token for every pixel (default network, sdpa)")
+    results |= {"tokens": list(TOKENS), "seconds": [], "tokens_peak_gb": []}
+    for n in TOKENS:
+        taken = 1 / best_rates({"one": (single_tokens(n), 1)}, seconds / 2, 1)["one"]
+        peak = peak_memory(f"tokens:{n}")
+        results["seconds"].append(taken)
+        results["tokens_peak_gb"].append(peak)
+        say(f"   {n:5} tokens {taken * 1e3:8.1f} ms   {peak:6.2f} GB")
+
+    results["peak_gb"] = peak_memory(f"paper_training:{size}")
+    results["oracle_peak_gb"] = peak_memory(f"oracle_training:{size}")
+    results["default_peak_gb"] = peak_memory("default_training:16")
+    say(f"\npeak memory of training, beside the libraries: paper preset {results['peak_gb']:.2f} GB, oracle "
+        f"{results['oracle_peak_gb']:.2f} GB (batch {size}); default, whole H band "
+        f"{results['default_peak_gb']:.2f} GB (batch 16)")  # fmt: skip
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        say(f"figures in {arguments.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
