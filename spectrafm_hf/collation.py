@@ -362,6 +362,9 @@ class SpectrumCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = dict(self.feature_extractor.pad(rows, return_tensors="pt"))
         for name in ("labels", "label_errors", "given", "given_errors"):
-            if name in rows[0]:
-                batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], dtype=np.float32) for row in rows]))
+            told = [np.asarray(row[name], dtype=np.float32) for row in rows if name in row]
+            if told:
+                nothing = np.full_like(told[0], MISSING_LABEL)  # of rows without: missing, not given, not known
+                filled = [np.asarray(row.get(name, nothing), dtype=np.float32) for row in rows]
+                batch[name] = torch.from_numpy(np.stack(filled))
         return batch

@@ -477,7 +477,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
 
         def each(values: Any) -> list[Any]:
             """One entry per spectrum of what may be left out, or be one number for all."""
-            if values is None or np.isscalar(values):
+            if values is None or np.isscalar(values) or getattr(values, "ndim", 1) == 0:
                 return [values] * len(spectra)
             return [values] if single else list(values)
 

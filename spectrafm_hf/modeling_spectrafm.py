@@ -585,10 +585,11 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             ValueError: n_pixels is no multiple of patch_size, a spectrum has no good pixel, or `given` does not match
                 `config.given_names`.
         """
-        self._check_shapes(flux, wavelength, given, given_errors)
-        good = flux.isfinite() if attention_mask is None else flux.isfinite() & attention_mask.bool()
-        if resolving_power is not None and resolving_power.dim() == 1:
+        if resolving_power is not None and resolving_power.shape == flux.shape[:1]:
             resolving_power = resolving_power[:, None].expand_as(flux)
+        self._check_shapes(flux, wavelength, given, given_errors)
+        self._check_pixels(flux, attention_mask=attention_mask, flux_error=flux_error, resolving_power=resolving_power)
+        good = flux.isfinite() if attention_mask is None else flux.isfinite() & attention_mask.bool()
         hidden_states, filled = self.embeddings(flux, wavelength, good, flux_error, resolving_power)
         if not torch.compiler.is_compiling() and not filled.any(dim=-1).all():
             empty = (~filled.any(dim=-1)).nonzero().flatten().tolist()
@@ -621,6 +622,12 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                     f"{what} must have one column per name of config.given_names {names} and one row per spectrum "
                     f"({flux.shape[0]}), got shape {tuple(told.shape)}."
                 )
+
+    @staticmethod
+    def _check_pixels(flux: Tensor, **told: Tensor | None) -> None:
+        for name, values in told.items():
+            if values is not None and values.shape != flux.shape:
+                raise ValueError(f"{name} must have the shape of flux {tuple(flux.shape)}, got {tuple(values.shape)}.")
 
 
 class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):

@@ -150,6 +150,14 @@ def test_flux_and_wavelength_must_fit(model, batch):
         model(**batch | {"wavelength": batch["wavelength"][:, :-PATCH_SIZE]})
 
 
+@pytest.mark.parametrize("name", ["attention_mask", "flux_error", "resolving_power"])
+@pytest.mark.parametrize("shape", [(4, 1), (4, 95), (3,), ()])
+def test_what_is_said_of_pixels_must_come_one_per_pixel(model, batch, name, shape):
+    """Broadcasting would take one number of a spectrum for that of all its pixels, or of another spectrum."""
+    with pytest.raises(ValueError, match=rf"{name} must have the shape of flux \(4, 96\)"):
+        model(**batch | {name: torch.ones(shape)})
+
+
 def test_labels_must_fit_the_labels_asked_for(model, batch):
     with pytest.raises(ValueError, match=r"\(4, 1\), got \(4, 3\)"):
         model(**batch, label_ids=torch.tensor([2]), labels=torch.zeros(4, 3))
