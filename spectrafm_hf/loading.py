@@ -25,7 +25,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .collation import Row, draw_window, row_generator
-from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .feature_extraction_spectrafm import Pixels, SpectraFMFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class RowEncoder:
         feature_extractor: Gives pixels, normalisation, label names and scale.
         wavelength: Grid that all rows share, shape (n_pixels,), vacuum Angstrom; None = each row brings its own.
         window: Part of the spectrum shown, vacuum Angstrom; None = all of it.
-        context: Tokens shown at once, as a window drawn at random; None = all.
+        context: Tokens shown at once, as a window drawn at random (tokens of one pixel: scattered); None = all.
         seed: Of that draw, which depends on the star and its place in the set, and on nothing else.
 
     Raises:
@@ -54,8 +54,8 @@ class RowEncoder:
     ):
         self.feature_extractor, self.wavelength = feature_extractor, wavelength
         self.window, self.context, self.seed = window, context, seed
-        if window is not None and not feature_extractor.inside(*window).any():
-            low, high = feature_extractor.wavelength_range
+        low, high = feature_extractor.wavelength_range
+        if window is not None and not (window[0] <= high and window[1] >= low):
             raise ValueError(
                 f"the window {window[0]:.0f}-{window[1]:.0f} lies outside the model's {low:.0f}-{high:.0f} vacuum "
                 "Angstrom."
@@ -65,7 +65,8 @@ class RowEncoder:
         """Rows ready for the collator; None where no good pixel is left.
 
         Args:
-            columns: `object_id`, `flux`, `bad_pixel`, label columns; `wavelength` where there is no common grid.
+            columns: `object_id`, `flux`, `bad_pixel`, label columns; `wavelength` where there is no common grid; the
+                uncertainty is told from `ivar` and the resolution from `resolving_power` where they are there.
             indices: Place of each row in the set.
 
         Raises:
@@ -80,12 +81,10 @@ class RowEncoder:
         encoded, encoded_errors = self.feature_extractor.encode_labels(labels, errors)
         rows: list[Row | None] = []
         for i, index in enumerate(indices):
-            star = str(columns["object_id"][i])
-            wavelength = columns["wavelength"][i] if self.wavelength is None else self.wavelength
             try:
-                row = self._show(columns["flux"][i], wavelength, columns["bad_pixel"][i], star, index)
+                row = self._show(columns, i, index)
             except ValueError as error:
-                logger.warning("row %d, %s, is left out: %s", index, star, error)
+                logger.warning("row %d, %s, is left out: %s", index, columns["object_id"][i], error)
                 rows.append(None)
                 continue
             rows.append(row | {"labels": encoded[i], "label_errors": encoded_errors[i]})
@@ -100,22 +99,39 @@ class RowEncoder:
             )
             raise ValueError(f"the dataset lacks {', '.join(missing)}; it has {', '.join(columns)}.{hint}")
 
-    def _show(self, flux: Any, wavelength: Any, bad_pixel: Any, star: str, index: int) -> Row:
-        extractor, patch = self.feature_extractor, self.feature_extractor.patch_size
-        resampled, good = extractor.resample(flux, wavelength, bad_pixel)
+    def _show(self, columns: Mapping[str, Sequence[Any]], row: int, index: int) -> Row:
+        extractor, star = self.feature_extractor, str(columns["object_id"][row])
+        wavelength = columns["wavelength"][row] if self.wavelength is None else self.wavelength
+        told = {name: columns[name][row] for name in ("ivar", "resolving_power") if name in columns}
+        pixels = extractor.place(
+            columns["flux"][row],
+            wavelength,
+            columns["bad_pixel"][row],
+            None if told.get("ivar") is None else _errors(told["ivar"]),
+            told.get("resolving_power"),
+        )
         if self.window is not None:
-            good &= extractor.inside(*self.window)
-        if self.context is not None:
-            tokens = np.flatnonzero(good.reshape(-1, patch).any(axis=1))
-            if tokens.size:
-                n_tokens = int(tokens[-1] - tokens[0]) + 1
-                # The pseudo-continuum must not see beyond the window either, so what is hidden goes first.
-                shown = draw_window(self._generator(star, index), n_tokens, min(self.context, n_tokens))
-                first = int(tokens[0])
-                good[: (first + shown.start) * patch] = False
-                good[(first + shown.stop) * patch :] = False
-        scaled, good = (array[0] for array in extractor.clean(resampled[None], good[None]))
-        return extractor.cut_tokens(scaled, good)
+            low, high = self.window
+            pixels = pixels.only((pixels.wavelength >= low) & (pixels.wavelength <= high))
+        if self.context is not None and pixels.good.any():
+            # The pseudo-continuum must not see beyond the window either, so what is hidden goes first.
+            pixels = self._draw_context(pixels, self.context, self._generator(star, index))
+        return extractor.tokenise(pixels)
+
+    def _draw_context(self, pixels: Pixels, context: int, rng: np.random.Generator) -> Pixels:
+        """A window of `context` tokens; of single pixels, as many scattered ones, as the paper has it."""
+        patch, seen = self.feature_extractor.patch_size, np.flatnonzero(pixels.good)
+        if patch == 1:
+            shown = np.zeros(pixels.good.size, dtype=bool)
+            shown[rng.permutation(seen)[:context]] = True
+            return pixels.only(shown)
+        # On a common grid tokens start at fixed pixels; on a spectrum's own pixels the window may start at any.
+        step = patch if self.feature_extractor.pixel_width else 1
+        first, n = int(seen[0]) // step, int(seen[-1]) // step - int(seen[0]) // step + 1
+        window = draw_window(rng, n, min(context * patch // step, n))
+        shown = np.zeros(pixels.good.size, dtype=bool)
+        shown[(first + window.start) * step : (first + window.stop) * step] = True
+        return pixels.cut(shown) if step == 1 else pixels.only(shown)
 
     def _generator(self, star: str, index: int) -> np.random.Generator:
         """The star's name enters, since two ranks count their rows alike."""
@@ -152,8 +168,10 @@ def stream_rows(
 
     def encode(columns: Mapping[str, Sequence[Any]], indices: list[int]) -> dict[str, list[Any]]:
         kept = [row for row in encoder(columns, indices) if row is not None]
-        names = kept[0] if kept else (*feature_extractor.model_input_names, "labels", "label_errors")
-        return {name: [row[name] for row in kept] for name in names}
+        names = dict.fromkeys((*feature_extractor.model_input_names, "labels", "label_errors"))
+        names |= {name: None for row in kept for name in row}
+        nothing = np.float32(0)  # what is not known of a row's pixels
+        return {name: [row.get(name, np.full(len(row["flux"]), nothing)) for row in kept] for name in names}
 
     rows = rows.map(encode, batched=True, batch_size=64, with_indices=True, remove_columns=dataset.column_names)
     rows = rows.with_format(None)  # arrays as they are: the NumPy format would make float32 of wavelengths
@@ -209,6 +227,12 @@ class StoredSpectra(Dataset):
 def _format(wavelength: np.ndarray | None) -> str | None:
     """Arrays straight from Arrow, unless rows bring wavelengths, which the NumPy format would cut to float32."""
     return None if wavelength is None else "numpy"
+
+
+def _errors(ivar: Any) -> np.ndarray:
+    """Inverse variance -> 1-sigma, 0 = not known; shape (n_pixels,)."""
+    ivar = np.asarray(ivar, dtype=np.float64)
+    return np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
 
 
 def _numbers(values: Any, n: int) -> np.ndarray:

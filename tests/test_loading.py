@@ -251,3 +251,63 @@ def test_each_of_two_ranks_reads_its_own_shards_and_resumes_exactly(folder, tmp_
     first, second = (set(json.loads((tmp_path / f"seen-{rank}").read_text())) for rank in (0, 1))
     assert len(first) == len(second) == N_SHARDS * PER_SHARD // 2
     assert not first & second
+
+
+# ---------------------------------------------------------------- spectra on their own pixels
+
+
+def native_columns(n=6, n_pixels=700):
+    rng = np.random.default_rng(1)
+    wavelength = 15_200 * np.exp(1.4e-5 * np.arange(n_pixels))
+    columns = {"object_id": [f"star {i}" for i in range(n)], "flux": 1 + 0.02 * rng.standard_normal((n, n_pixels))}
+    columns |= {"bad_pixel": rng.random((n, n_pixels)) < 0.05, "ivar": np.full((n, n_pixels), 50.0**2)}
+    columns["ivar"][columns["bad_pixel"]] = 0.0
+    columns |= {"resolving_power": [22_500.0] * (n - 1) + [None]}
+    return wavelength, columns | {name + suffix: [0.0] * n for name in LABELS for suffix in ("", "_err")}
+
+
+def native_extractor(**changes):
+    told = {"patch_size": 32, "pixel_width": None, "smoothing_length": None, "wavelength_range": (15_000.0, 17_000.0)}
+    return tiny_extractor(**told | changes)
+
+
+def test_uncertainty_and_resolving_power_come_with_the_pixels():
+    wavelength, columns = native_columns()
+    rows = RowEncoder(native_extractor(), wavelength)(columns, range(6))
+    assert "resolving_power" not in rows[5]
+    for row, bad in zip(rows, columns["bad_pixel"], strict=True):
+        there = row["wavelength"] > 0
+        np.testing.assert_array_equal(row["wavelength"][there], wavelength)
+        np.testing.assert_allclose(row["flux_error"][there], np.where(bad, 0, 0.02), rtol=1e-6)
+    assert (rows[0]["resolving_power"][rows[0]["wavelength"] > 0] == 22_500).all()
+
+
+def test_a_context_of_own_pixels_begins_anywhere_and_has_its_size():
+    wavelength, columns = native_columns()
+    encoder = RowEncoder(native_extractor(), wavelength, context=4)
+    rows = encoder(columns, range(6))
+    starts = [int(np.flatnonzero(wavelength == row["wavelength"][0])[0]) for row in rows]
+    assert all(row["flux"].size == 4 * 32 for row in rows)
+    assert len({start % 32 for start in starts}) > 2
+    again = encoder(columns, range(6))
+    assert all(np.array_equal(one["flux"], other["flux"]) for one, other in zip(rows, again, strict=True))
+
+
+def test_a_context_of_single_pixels_is_scattered():
+    wavelength, columns = native_columns()
+    rows = RowEncoder(native_extractor(patch_size=1), wavelength, context=100)(columns, range(6))
+    for row in rows:
+        assert row["flux"].size == row["attention_mask"].sum() == 100
+        assert np.ptp(row["wavelength"]) > 0.9 * np.ptp(wavelength)
+    assert not np.array_equal(rows[0]["wavelength"], rows[1]["wavelength"])
+
+
+def test_a_stream_may_hold_rows_of_which_less_is_known():
+    wavelength, columns = native_columns()
+    told = {name: [np.asarray(v).tolist() for v in values] for name, values in columns.items()}
+    dataset = Dataset.from_dict(told).to_iterable_dataset()
+    rows = list(stream_rows(dataset, native_extractor(), wavelength, buffer_size=0, endless=False))
+    assert len(rows) == 6
+    assert not np.asarray(rows[5]["resolving_power"]).any()
+    assert np.asarray(rows[4]["resolving_power"]).any()
+    assert SpectrumCollator(native_extractor())(rows)["flux_error"].shape == (6, 704)
