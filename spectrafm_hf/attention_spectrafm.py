@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -37,8 +38,10 @@ def dropped_places(n: int, p: float, device: torch.device) -> Tensor:
     """Which of n numbers are dropped, each with probability p.
 
     A random number for each would cost more than the matrix products. Instead -n ln(1 - p) places are drawn, with
-    replacement: each is missed by all of them with probability (1 - 1/n)^(-n ln(1 - p)) = 1 - p.
+    replacement: each is missed by all of them with probability (1 - 1/n)^(-n ln(1 - p)), which for large n is 1 - p.
     """
+    if n < 4096:
+        return (torch.rand(n, device=device) < p).nonzero().flatten()
     return torch.randint(n, (round(-n * math.log1p(-p)),), device=device)
 
 
@@ -124,6 +127,7 @@ class _CacheSizedAttention(torch.autograd.Function):
         return attended
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, attended, norm, *kept = ctx.saved_tensors
         dropout, learned_weight = ctx.dropout, ctx.learned_weight
@@ -165,7 +169,15 @@ def cache_sized_attention_forward(
     """softmax(q k / sqrt(d) + mask) v; each (batch, heads, length, d). Attention weights are not returned.
 
     If the module's configuration has `learned_key_value`, the last key and value are the learned ones.
+
+    Raises:
+        ValueError: Attention weights were asked for.
     """
+    if kwargs.get("output_attentions"):
+        raise ValueError(
+            f"attn_implementation {NAME!r} keeps no attention weights; for output_attentions, call "
+            'model.set_attn_implementation("eager") first.'
+        )
     learned_value = None
     if module.config.learned_key_value:  # type: ignore[union-attr]
         learned_value = value[:, :, -1:].contiguous()

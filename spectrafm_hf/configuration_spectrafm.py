@@ -41,7 +41,7 @@ class SpectraFMConfig(PreTrainedConfig):
         encoding_origin: Wavelength where all phases are zero, vacuum Angstrom.
         float32_phase: Two numbers (width in Angstrom, factor): compute phases in float32 as
             `factor * ((wavelength - origin) / width)` times a frequency, rounding for rounding as the published code.
-            None = float64. Differences of 1e-3 in the phase are what it is for, and all it is for.
+            None = float64.
         default_label_error: 1-sigma error, in scaled label units, of a label that came without one.
         initializer_range: Standard deviation of the initial weights.
         layer_norm_eps: Numerical floor of the layer norms.
@@ -164,6 +164,9 @@ class SpectraFMConfig(PreTrainedConfig):
                         f"hidden_size must be a multiple of every number of heads, got {self.hidden_size} and {heads} "
                         f"{getattr(self, heads)}."
                     )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if self.encoding_size % 2:
             raise ValueError(f"encoding_size must be even (sines and cosines), got {self.encoding_size}.")
         if not 0 < self.shortest_period < self.longest_period:

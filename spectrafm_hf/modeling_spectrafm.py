@@ -89,8 +89,15 @@ class SpectraFMPixelEmbeddings(nn.Module):
         self.pixel_projection = nn.Linear(1, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, flux: Tensor, wavelength: Tensor, good: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-        """flux, wavelength, good (batch, n_pixels) -> tokens (batch, n_pixels, d), 0 where missing; and good."""
+    def forward(
+        self,
+        flux: Tensor,
+        wavelength: Tensor,
+        good: Tensor,
+        flux_error: Tensor | None = None,
+        resolving_power: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All (batch, n_pixels) -> tokens (batch, n_pixels, d), 0 where missing; and good. The last two go unread."""
         flux = torch.where(good, flux, 0.0).to(self.pixel_projection.weight.dtype)
         content = self.activation(self.pixel_projection(flux[..., None]))
         tokens = content + self.encoding(wavelength).to(content.dtype)
@@ -102,7 +109,7 @@ class PatchGeometry(NamedTuple):
 
     Attributes:
         centre: Of the patch, vacuum Angstrom, shape (batch, n_tokens), float64; 0 where there is no pixel.
-        spacing: Mean distance of its pixels, Angstrom, same shape; 0 where it has only one.
+        spacing: Mean distance of its pixels, Angstrom, same shape; 0 where all lie at one wavelength.
         position: Of each pixel, in units of the spacing from the first; shape (batch, n_tokens, patch_size), float32.
     """
 
@@ -228,7 +235,7 @@ class SpectraFMGivenEmbeddings(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, given: Tensor, given_errors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scaled values and 1-sigma errors (batch, n_given) -> tokens (batch, n_given, d); True where given."""
+        """Scaled values and 1-sigma errors (batch, n_given) -> tokens (batch, n_given, d), 0 where not given; given."""
         known = is_measured(given)
         errors = torch.zeros_like(given) if given_errors is None else given_errors
         errors = torch.where(known & errors.isfinite() & (errors > 0), errors, self.default_error)
@@ -407,7 +414,7 @@ class SpectraFMLabelHead(nn.Module):
         self.log_var_bias = nn.Parameter(torch.zeros(n_rows))
 
     def forward(self, queries: Tensor, label_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (batch, n_labels, d), mean and log-variance (batch, n_labels); the readouts in float32."""
+        """Features (batch, n_labels, width), mean and log-variance (batch, n_labels); the readouts in float32."""
         features = self.layernorm(queries)
         for dense in self.dense:
             features = self.dropout(self.activation(dense(features)))
@@ -570,7 +577,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             wavelength: Pixel centres, shape (batch, n_pixels), vacuum Angstrom, rest frame, float64; 0 = no pixel
                 (padding). Each run of `patch_size` pixels is a token and must be neighbours; the order of tokens, and
                 of pixels within one, is free.
-            attention_mask: True or 1 = good pixel, shape (batch, n_pixels); None = all good that are finite.
+            attention_mask: True or 1 = good pixel, shape (batch, n_pixels); None = where there is a wavelength and a
+                finite flux.
             flux_error: 1-sigma of the flux relative to a continuum of 1, shape (batch, n_pixels); not finite or not
                 positive = not known. Read by patch tokens.
             resolving_power: lambda / FWHM of the line-spread function, shape (batch,) or (batch, n_pixels); not finite
@@ -589,12 +597,14 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             resolving_power = resolving_power[:, None].expand_as(flux)
         self._check_shapes(flux, wavelength, given, given_errors)
         self._check_pixels(flux, attention_mask=attention_mask, flux_error=flux_error, resolving_power=resolving_power)
-        good = flux.isfinite() if attention_mask is None else flux.isfinite() & attention_mask.bool()
+        there = wavelength > 0  # False for NaN too
+        wavelength = torch.where(there, wavelength, 0.0)
+        good = there & flux.isfinite() & (there if attention_mask is None else attention_mask.bool())
         hidden_states, filled = self.embeddings(flux, wavelength, good, flux_error, resolving_power)
-        if not torch.compiler.is_compiling() and not filled.any(dim=-1).all():
-            empty = (~filled.any(dim=-1)).nonzero().flatten().tolist()
-            raise ValueError(f"every spectrum needs at least one good pixel; attention_mask is all 0 in rows {empty}.")
         token_mask = filled if token_mask is None else token_mask.bool()
+        if not torch.compiler.is_compiling() and not token_mask.any(dim=-1).all():
+            empty = (~token_mask.any(dim=-1)).nonzero().flatten().tolist()
+            raise ValueError(f"every spectrum needs at least one good pixel; attention_mask is all 0 in rows {empty}.")
         if self.given_embeddings is not None:
             if given is None:  # the tokens stay, so that every parameter is part of every step, on every process
                 given = flux.new_full((flux.shape[0], len(self.config.given_names)), torch.nan)
@@ -614,6 +624,11 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 f"flux and wavelength must share a shape (batch, n_pixels) with n_pixels a multiple of patch_size "
                 f"{self.config.patch_size}, got {tuple(flux.shape)} and {tuple(wavelength.shape)}; "
                 "SpectraFMFeatureExtractor pads to it."
+            )
+        if wavelength.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"wavelength must be float64 (or float32), got {wavelength.dtype}, which steps by 8 Angstrom or more "
+                "in the H band; cast the other inputs alone."
             )
         names = self.config.given_names
         for what, told in (("given", given), ("given_errors", given_errors)):
@@ -675,8 +690,9 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
             num_items_in_batch: Number of measured labels the loss is averaged over; a Trainer gives it.
 
         Raises:
-            ValueError: See `SpectraFMModel.forward`; labels that do not match the labels asked for; or a label that is
-                asked for, or to be learned, although it was given.
+            ValueError: See `SpectraFMModel.forward`; label_ids that are no rows of `config.label_names`; labels that do
+                not match the labels asked for; or a label that is asked for, or to be learned, although it was given
+                (compiled or exported, nothing is raised and such a label is answered by NaN).
         """
         encoded = self.encoder(
             flux, wavelength, attention_mask, flux_error, resolving_power, given, given_errors, token_mask, **kwargs
@@ -685,6 +701,8 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
         asked_for_all = label_ids is None
         if label_ids is None:
             label_ids = torch.arange(len(self.config.label_names), device=tokens.device)
+        elif not torch.compiler.is_compiling():
+            self._check_label_ids(label_ids, tokens.shape[0])
         queries = self.label_embeddings(label_ids).expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         mask = tokens_attended_to(self.config, queries, encoded.token_mask, tokens)
         for layer in self.decoder_layers:
@@ -693,8 +711,10 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
 
         if given is not None and (was_given := self._was_given(given, label_ids)) is not None:
             if not torch.compiler.is_compiling():
-                self._refuse_given(was_given, label_ids, None if asked_for_all else torch.ones_like(was_given))
-                self._refuse_given(was_given, label_ids, None if labels is None else is_measured(labels))
+                if not asked_for_all:
+                    self._refuse_given(was_given, label_ids)
+                elif labels is not None and labels.shape == was_given.shape:
+                    self._refuse_given(was_given & is_measured(labels), label_ids)
             label_mean = torch.where(was_given, torch.nan, label_mean)
             label_log_var = torch.where(was_given, torch.nan, label_log_var)
             labels = None if labels is None else torch.where(was_given, torch.nan, labels)
@@ -719,6 +739,15 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
             attentions=encoded.attentions,
         )
 
+    def _check_label_ids(self, label_ids: Tensor, n_spectra: int) -> None:
+        known = range(len(self.config.label_names))
+        shaped = label_ids.dim() == 1 or (label_ids.dim() == 2 and label_ids.shape[0] in (1, n_spectra))
+        if not shaped or not ((label_ids >= known.start) & (label_ids < known.stop)).all():
+            raise ValueError(
+                f"label_ids must be rows of config.label_names {self.config.label_names}, 0 to {known.stop - 1}, in "
+                f"shape (n_labels,) or (batch, n_labels), got {label_ids.tolist()} for {n_spectra} spectra."
+            )
+
     def _was_given(self, given: Tensor, label_ids: Tensor) -> Tensor | None:
         """True where the label asked for is also an input, shape (batch, n_labels); None if no label can be given."""
         labels, names = self.config.label_names, self.config.given_names
@@ -729,10 +758,10 @@ class SpectraFMForLabelPrediction(SpectraFMPreTrainedModel):
         columns = torch.tensor(column, device=given.device)[label_ids]
         return known.gather(1, columns.expand(given.shape[0], -1))
 
-    def _refuse_given(self, was_given: Tensor, label_ids: Tensor, wanted: Tensor | None) -> None:
-        if wanted is None or wanted.shape != was_given.shape or not (refused := was_given & wanted).any():
+    def _refuse_given(self, refused: Tensor, label_ids: Tensor) -> None:
+        if not refused.any():
             return
-        asked = label_ids.expand(was_given.shape[0], -1)[refused].unique().tolist()
+        asked = label_ids.expand(refused.shape[0], -1)[refused].unique().tolist()
         names = ", ".join(self.config.label_names[label] for label in asked)
         rows = refused.any(dim=1).nonzero().flatten().tolist()
         raise ValueError(

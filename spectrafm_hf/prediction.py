@@ -128,8 +128,8 @@ def combine_contexts(
     r"""One answer from several contexts of the same star, which saw different pixels of it.
 
     The error of a context's mean :math:`\mu_c`, of predicted variance :math:`v_c`, has a part that all contexts of
-    the star share (the network errs on this star) and a part of its own (noise, the lines it happened to see). Let
-    :math:`\rho` be the share of the common part. Contexts are averaged by their inverse variances,
+    the star share (the network errs on this star), of variance :math:`\rho \bar v`, and a part of its own (noise, the
+    lines it happened to see), of variance :math:`(1 - \rho) v_c`. Contexts are averaged by their inverse variances,
 
     .. math:: \mu = \sum_c \frac{\mu_c}{v_c} \Big/ \sum_c \frac{1}{v_c}, \qquad
               \bar v = K \Big/ \sum_c \frac{1}{v_c},
@@ -154,12 +154,14 @@ def combine_contexts(
     """
     if as_published:
         return mean.mean(axis=0), 2 * np.log(np.exp(0.5 * log_var).mean(axis=0))
-    n_contexts, weight = len(mean), np.exp(-log_var)
+    n_contexts, smallest = len(mean), log_var.min(axis=0)
+    weight = np.exp(smallest - log_var)  # in units of the surest context's, which keeps any log-variance in bounds
     combined = (weight * mean).sum(axis=0) / weight.sum(axis=0)
-    typical = n_contexts / weight.sum(axis=0)
-    own = np.minimum(1.0, (weight * (mean - combined) ** 2).sum(axis=0) / max(n_contexts - 1, 1))
-    own = np.where(n_contexts == 1, 1.0, own)
-    return combined, np.log(typical * (1 - own + own / n_contexts))
+    log_typical = np.log(n_contexts / weight.sum(axis=0)) + smallest
+    scatter = (weight * (mean - combined) ** 2).sum(axis=0) / max(n_contexts - 1, 1)
+    with np.errstate(divide="ignore"):
+        own = np.exp(np.minimum(np.log(scatter) - smallest, 0.0)) if n_contexts > 1 else 1.0
+    return combined, log_typical + np.log(1 - own + own / n_contexts)
 
 
 @torch.inference_mode()
@@ -186,8 +188,13 @@ def predict_in_contexts(
         batch_size: Contexts at once.
 
     Raises:
-        ValueError: `as_published` with a model whose tokens are not pixels; or a spectrum without a good pixel.
+        ValueError: `as_published` with a model whose tokens are not pixels; a context of no token; no spectra; or a
+            spectrum without a good pixel.
     """
+    if context < 1 or not spectra:
+        raise ValueError(
+            f"at least one spectrum and one token per context are needed, got {len(spectra)} and {context}."
+        )
     if as_published and model.config.tokens != "pixel":
         raise ValueError(f"as_published needs a model whose tokens are pixels, got tokens={model.config.tokens!r}.")
     was_training = model.training

@@ -112,6 +112,21 @@ def test_a_share_p_is_dropped_and_the_rest_scaled_up(p):
     assert rows.std().item() == pytest.approx((p * (1 - p) / 300) ** 0.5, rel=0.1)  # as independent draws would have
 
 
+@pytest.mark.parametrize("n", [1, 2, 10, 100])
+def test_few_numbers_are_dropped_as_often_as_many(n):
+    torch.manual_seed(0)
+    drop = Dropout(0.2)
+    found = sum((drop(torch.ones(n)) == 0).sum().item() for _ in range(4000 // n + 400))
+    assert found / (n * (4000 // n + 400)) == pytest.approx(0.2, abs=0.03)
+
+
+def test_attention_weights_cannot_be_had_from_it(batch):
+    model = tiny_model()
+    model.set_attn_implementation("cache_sized")
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        model(**batch, output_attentions=True)
+
+
 def test_dropout_is_off_in_evaluation_and_at_zero():
     values = torch.randn(50)
     assert Dropout(0.5).eval()(values) is values

@@ -158,6 +158,33 @@ def test_what_is_said_of_pixels_must_come_one_per_pixel(model, batch, name, shap
         model(**batch | {name: torch.ones(shape)})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wavelengths_of_half_precision_are_refused(model, batch, dtype):
+    """`BatchFeature.to(torch.bfloat16)` casts them along with the flux: 8 to 64 Angstrom are lost."""
+    with pytest.raises(ValueError, match="wavelength must be float64"):
+        model(**batch | {"wavelength": batch["wavelength"].to(dtype)})
+
+
+def test_padding_needs_no_mask(model, batch):
+    """A wavelength of 0 says that there is no pixel."""
+    bare = {"flux": batch["flux"], "wavelength": batch["wavelength"]}
+    padded = {key: torch.nn.functional.pad(value, (0, 2 * PATCH_SIZE)) for key, value in bare.items()}
+    assert_same(answer(model, padded), answer(model, bare))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -5000.0, 0.0])
+def test_wavelength_of_a_missing_pixel_may_be_nonsense(model, batch, value):
+    spoilt = batch["wavelength"].clone()
+    spoilt[0, PATCH_SIZE : 2 * PATCH_SIZE] = value  # all of the token that is missing in spectrum 0
+    assert_same(answer(model, batch | {"wavelength": spoilt}), answer(model, batch))
+
+
+@pytest.mark.parametrize("label_ids", [[3], [-1], [[0], [1]], 0])
+def test_label_ids_must_be_labels(model, batch, label_ids):
+    with pytest.raises(ValueError, match=r"rows of config.label_names .*0 to 2.*got .* for 4 spectra"):
+        model(**batch, label_ids=torch.tensor(label_ids))
+
+
 def test_labels_must_fit_the_labels_asked_for(model, batch):
     with pytest.raises(ValueError, match=r"\(4, 1\), got \(4, 3\)"):
         model(**batch, label_ids=torch.tensor([2]), labels=torch.zeros(4, 3))
@@ -474,6 +501,7 @@ def test_default_labels_are_the_three_of_the_protocol():
         ),
         ({"encoder_sizes": [2.5, 1]}, "encoder_sizes"),
         ({"tokens": "word"}, "tokens"),
+        ({"hidden_dropout": 1.5}, r"hidden_dropout must lie in .0, 1., got 1.5"),
         ({"tokens": "pixel"}, "patch_size must be 1 and encoding_size equal to hidden_size, got 16, 16 and 32"),
         ({"float32_phase": [1.0]}, "float32_phase must be .width in Angstrom, factor."),
         ({"given_names": ["teff", "teff"]}, "given_names must all be different"),
@@ -482,3 +510,15 @@ def test_default_labels_are_the_three_of_the_protocol():
 def test_sizes_that_do_not_fit_are_refused(wrong, message):
     with pytest.raises(StrictDataclassError, match=message):
         tiny_config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_hidden_layers": 3}, "num_hidden_layers is said block by block here: give encoder_heads"),
+        ({"num_labels": 5}, r"num_labels follows label_names .3., got 5"),
+    ],
+)
+def test_words_of_other_models_are_explained(other, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**other)

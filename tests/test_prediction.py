@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from test_paper_oracle import LABEL_TOKENS, N_ROWS, pair
+from test_paper_oracle import LABEL_TOKENS, LABELS, N_ROWS, pair
 
 from spectrafm_hf import SpectraFMFeatureExtractor
 from spectrafm_hf.prediction import combine_contexts, predict_in_contexts
@@ -71,6 +71,12 @@ def test_order_of_contexts_does_not_matter():
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
+def test_extreme_variances_stay_finite():
+    mean, log_var = combine_contexts(np.array([[0.1], [0.2]]), np.array([[-800.0], [800.0]]))
+    assert mean == pytest.approx(0.1)
+    assert np.isfinite(log_var).all()
+
+
 # ---------------------------------------------------------------- spectra in contexts
 
 
@@ -117,6 +123,24 @@ def test_published_way_needs_pixels_as_tokens():
     extractor = native_extractor(patch_size=16)
     with pytest.raises(ValueError, match="tokens are pixels, got tokens='patch'"):
         predict_in_contexts(tiny_model(), extractor, [some_pixels(extractor)], as_published=True)
+
+
+def test_published_way_answers_for_a_context_without_a_good_pixel():
+    """The last of APOGEE's contexts is short, and may hold missing pixels alone."""
+    extractor, (_, model) = native_extractor(label_names=LABELS), pair()
+    order = np.random.RandomState(0).permutation(33)
+    pixels = some_pixels(extractor, 33)
+    bad = np.zeros(33, dtype=bool)
+    bad[order[32]] = True
+    answer = predict_in_contexts(model, extractor, [pixels.only(~bad)], context=32, as_published=True)
+    assert np.isfinite(answer.mean).all()
+
+
+@pytest.mark.parametrize(("n", "context"), [(0, 16), (1, 0)])
+def test_nothing_to_predict_is_refused(n, context):
+    extractor = native_extractor()
+    with pytest.raises(ValueError, match="at least one spectrum and one token"):
+        predict_in_contexts(tiny_model(patch_size=1), extractor, [some_pixels(extractor)] * n, context=context)
 
 
 def test_published_way_repeats_the_published_faults():

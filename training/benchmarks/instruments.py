@@ -32,6 +32,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction
+from spectrafm_hf.builders.parquet_layout import write_json
 from spectrafm_hf.collation import Interleaved, SpectrumCollator, SurveySpectra
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.stages import last_checkpoint, train
@@ -41,6 +42,7 @@ from spectrafm_hf.synthesis.surveys import SURVEYS, SurveyConditions, observe_su
 LABELS = ("teff", "logg", "fe_h", "mg_fe", "o_fe")
 GIVEN = ("teff", "logg", "fe_h", "bp_rp")
 PATCH_SIZE, CONTEXT = 64, 40
+RECIPE_FILE, DONE_FILE = "recipe.json", "learning_curve.json"
 EVALUATION_SEED = 1_000_003
 PLAIN = SurveyConditions(wider=(1.0, 1.0), widened=0.0, unknown=0.0)
 RESOLVING_POWERS = (22_500.0, 15_000.0, 10_000.0, 6_000.0, 4_000.0, 2_700.0, 1_800.0)
@@ -72,8 +74,13 @@ def trained(folder: Path, told: bool, n_spectra: int, learning_rate: float) -> S
     Args:
         told: With non-spectral inputs, told at random; or without any.
     """
-    if (folder / "model.safetensors").is_file():
+    recipe = {"told": told, "spectra": n_spectra, "learning_rate": learning_rate, "context": CONTEXT}
+    known = json.loads((folder / RECIPE_FILE).read_text()) if (folder / RECIPE_FILE).is_file() else recipe
+    if known != recipe:
+        raise SystemExit(f"{folder} was trained with {known}, asked for is {recipe}; choose another --output.")
+    if (folder / DONE_FILE).is_file():
         return SpectraFMForLabelPrediction.from_pretrained(folder)
+    write_json(folder / RECIPE_FILE, recipe)
     set_seed(0)
     extractor = new_extractor()
     config = SpectraFMConfig(
@@ -95,8 +102,8 @@ def trained(folder: Path, told: bool, n_spectra: int, learning_rate: float) -> S
     model.set_attn_implementation("sdpa")
     extractor.save_pretrained(folder)
     curve = [{"spectra": entry["step"] * 16, "loss": entry["loss"]} for entry in history if "loss" in entry]
-    (folder / "curve.json").write_text(json.dumps(curve) + "\n")
-    model.save_pretrained(folder)  # last: its file says that all is done
+    model.save_pretrained(folder)
+    write_json(folder / DONE_FILE, curve)  # last: what a kill left half-written has none
     return model.eval()
 
 
@@ -124,14 +131,14 @@ def scatter(
         batch = collate(stars.__getitems__(numbers))
         truth = extractor.decode_labels(batch.pop("labels"))
         if "given" in batch:
-            drawn, generators = stars.stars(numbers)
+            drawn, _ = stars.stars(numbers)
             columns = dict(zip(SURVEYS[survey].label_names, drawn.T, strict=True)) | {"bp_rp": bp_rp(drawn)}
-            noise = np.array([rng.standard_normal(len(GIVEN)) for rng in generators])
+            noise = np.stack([np.random.default_rng([EVALUATION_SEED, n]).standard_normal(len(GIVEN)) for n in numbers])
             values = {n: columns[n] + TOLD_ERRORS[n] * noise[:, GIVEN.index(n)] for n in told}
             given = extractor.encode_given(values, {n: TOLD_ERRORS[n] for n in told}, len(numbers))
             batch["given"], batch["given_errors"] = map(torch.from_numpy, given)
         batch.pop("label_errors")
-        answer = model(**batch)
+        answer = model(**{name: values.to(model.device) for name, values in batch.items()})
         decoded = extractor.decode_labels(answer.label_mean, answer.label_log_var)
         residual = np.stack([decoded[name]["value"] - truth[name]["value"] for name in LABELS], axis=1)
         found["residual"].append(residual)
@@ -245,7 +252,7 @@ def main() -> None:
         draw_figure(results["resolving_power"], arguments.figure)
         say(f"\nfigure   {arguments.figure}")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.json, results)
         say(f"figures  {arguments.json}")
 
 
