@@ -17,11 +17,19 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy
 
-from .labels import MISSING_LABEL, get_label, get_scalar
+from .labels import MISSING_LABEL, Label, Scalar, get_label, get_scalar
 from .spectra import PseudoContinuum, check_wavelength, pixel_edges, rebin
 
 OUTLIER_LEVEL = 100.0
-"""Flux beyond this many times the median flux of its spectrum is no starlight."""
+"""Flux beyond this many times the median flux of its spectrum, where there is any, is no starlight."""
+
+RESOLVING_POWER_LIMITS = (50.0, 1e6)
+"""lambda / FWHM of any spectrograph: a FWHM in Angstrom lies below, in metres far below."""
+
+NOISE_LIMITS = (6.0, 20.0)
+"""What is given may lie outside its valid range by as many of its own 1-sigma errors, and of its default ones.
+
+A measurement is off by its error: log g of 5.8 +- 0.4 may well come as 6.2."""
 
 WAVELENGTH_LIMITS = (3000.0, 25_000.0)
 """Vacuum Angstrom: where the wavelength encoding tells all wavelengths apart."""
@@ -29,13 +37,31 @@ WAVELENGTH_LIMITS = (3000.0, 25_000.0)
 GAP = 10.0
 """Pixel spacings without a pixel that part two patches: a token never straddles a detector gap.
 
-The spacing is the upper quartile: exposures that overlap have steps near 0, and of two spectrographs one is finer."""
+The spacing is the upper quartile of the steps, since of two spectrographs one is finer; without the small ones, see
+`OVERLAP`, and without those that are gaps by `COARSEST`."""
+
+OVERLAP = 0.3
+"""Of the length of a spectrum: so much of it in the smallest steps says nothing of the pixel spacing.
+
+Exposures that overlap have steps near 0 between them. At 0.1, eight of them, a twentieth of a pixel apart, would be
+one token per pixel."""
+
+COARSEST = 0.01
+"""Of the wavelength: a wider step is a gap whatever the others are, since no spectrograph has pixels as coarse.
+
+Windows of a few pixels around single lines have more of their length in gaps than in pixels."""
 
 DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
 """Of the normalised flux, where no training spectrum has said otherwise."""
 
 _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
 _CACHED = ("wavelength_grid", "_continua", "_norm_table")
+
+
+def _level(flux: np.ndarray) -> float:
+    """Median of |flux| where it is not 0; 0 where there is none. Many zeros (clipped lines, filling) are no level."""
+    size = np.abs(flux[flux != 0])
+    return float(np.median(size)) if size.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         min_good_pixels: A spectrum with fewer is refused.
 
     Raises:
-        ValueError: Lists that do not fit each other, an unknown label or input, an empty range.
+        ValueError: Lists that do not fit each other, an unknown or repeated label or input, an empty range, a scale
+            that cannot be divided by.
     """
 
     model_input_names: ClassVar[list[str]] = ["flux", "wavelength", "attention_mask"]
@@ -157,6 +184,21 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 "label_names, label_center and label_scale must have one entry per label, got "
                 f"{len(self.label_names)}, {len(self.label_center)} and {len(self.label_scale)}."
             )
+        for told, names in (("label_names", self.label_names), ("given_names", self.given_names)):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(
+                    f"{told} must name each one once, got {', '.join(repeated)} more than once in {names}."
+                )
+        for name, center, scale in zip(self.label_names, self.label_center, self.label_scale, strict=True):
+            if not np.isfinite(center) or not 0 < scale < np.inf:
+                raise ValueError(
+                    "label_center must be finite, and label_scale positive and finite, since labels are divided by it; "
+                    f"got {center:g} and {scale:g} {get_label(name).unit} of {name}."
+                )
+        if not self.flux_range[0] < self.flux_range[1]:
+            raise ValueError(
+                f"flux_range must be increasing (normalised flux: lowest, highest), got {self.flux_range}."
+            )
         for name in ("pixel_width", "smoothing_length", "patch_size", "largest_scaled"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -176,6 +218,12 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         for name, norm in (("flux_center", self.flux_center), ("flux_scale", self.flux_scale)):
             if norm is not None and len(norm) != n_pixels:
                 raise ValueError(f"{name} must have one entry per {where} ({n_pixels}), got {len(norm)}.")
+        spread = np.asarray(self.flux_scale or [DEFAULT_SPREAD])
+        if n_wrong := int((~((spread > 0) & np.isfinite(spread))).sum()):
+            raise ValueError(
+                "flux_scale must be positive and finite, since normalised flux is divided by it; got "
+                f"{n_wrong} of {spread.size} entries that are not, in {spread.min():g} to {spread.max():g}."
+            )
 
     # ------------------------------------------------------------ pixels
 
@@ -215,18 +263,18 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """One spectrum on the model's pixels: its own, sorted, or those of `wavelength_grid`.
 
         Args:
-            flux: Shape (n,), any unit; non-finite values count as bad.
+            flux: Shape (n,), any unit; non-finite values count as bad, and exact zeros where most of the flux is 0.
             wavelength: Shape (n,), vacuum Angstrom, rest frame, any order. Repeated wavelengths are averaged on a
-                common grid; otherwise each stays a pixel.
+                common grid; otherwise each stays a pixel. Those masked in a MaskedArray are left out.
             bad_pixel: Shape (n,), True = do not trust; None = all to be trusted.
             flux_error: 1-sigma, unit of the flux, shape (n,); not finite or not positive = not known. None = of none.
             resolving_power: lambda / FWHM, a number or shape (n,); likewise.
 
         Raises:
-            ValueError: Shapes differ, no wavelength in range, no good pixel.
+            ValueError: Shapes differ, complex numbers, no wavelength in range, no good pixel, a resolving power that
+                no spectrograph has.
         """
         pixels = self._sorted(flux, wavelength, bad_pixel, flux_error, resolving_power)
-        n_given = pixels.good.size
         if self.pixel_width is None:
             low, high = self.wavelength_range
             inside = (pixels.wavelength >= low) & (pixels.wavelength <= high)
@@ -234,13 +282,13 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         else:
             pixels = self._on_grid(pixels)
         good = pixels.good
-        level = np.median(np.abs(pixels.flux[good])) if good.any() else 0.0
+        level = _level(pixels.flux[good])
         if good.sum() < self.min_good_pixels or not level > 0:
             raise ValueError(
                 f"a spectrum needs at least {self.min_good_pixels} good pixel(s) with flux in "
                 f"{self.wavelength_range[0]:.0f}-{self.wavelength_range[1]:.0f} vacuum Angstrom, got "
-                f"{int(good.sum())} of {n_given}. Is bad_pixel inverted (True = do not trust), or the flux "
-                "all zero or NaN?"
+                f"{int(good.sum()) if level > 0 else 0} of {len(flux)}. Is bad_pixel inverted (True = do not trust), "
+                "or the flux all zero or NaN?"
             )
         if self.smoothing_length is None:
             return pixels
@@ -254,7 +302,13 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
 
     def _sorted(self, flux: Any, wavelength: Any, bad_pixel: Any, flux_error: Any, resolving_power: Any) -> Pixels:
         """Checked, in order of wavelength, 0 where bad or not known."""
-        masked = np.ma.getmaskarray(np.ma.asarray(flux))  # np.asarray would drop a MaskedArray's mask without a word
+        for name, values in (("flux", flux), ("wavelength", wavelength), ("flux_error", flux_error)):
+            if np.iscomplexobj(np.asarray(values)):
+                raise ValueError(
+                    f"{name} must be real, got complex numbers; take .real, if their imaginary part is 0, before."
+                )
+        # np.asarray would drop a MaskedArray's mask without a word
+        masked, nowhere = (np.ma.getmaskarray(np.ma.asarray(values)) for values in (flux, wavelength))
         flux, wavelength = np.asarray(flux, dtype=np.float64), np.asarray(wavelength, dtype=np.float64)
         bad = np.zeros(flux.shape, bool) if bad_pixel is None else np.asarray(bad_pixel, dtype=bool)
         if flux.ndim != 1 or flux.shape != wavelength.shape or bad.shape != flux.shape:
@@ -262,25 +316,44 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 "flux, wavelength and bad_pixel must be 1-D with one value per pixel, got shapes "
                 f"{flux.shape}, {wavelength.shape} and {bad.shape}."
             )
-        check_wavelength(wavelength, *self.wavelength_range)
-        good = np.isfinite(flux) & ~bad & ~masked
+        if flux.size and nowhere.all():
+            raise ValueError(
+                f"all {flux.size} pixels are masked in wavelength (vacuum Angstrom); is its mask inverted (True = do "
+                "not trust)?"
+            )
+        check_wavelength(wavelength[~nowhere], *self.wavelength_range)
+        good = np.isfinite(flux) & ~bad & ~masked & ~nowhere
+        if 2 * (good & (flux == 0)).sum() > good.sum():
+            good &= flux != 0  # no star is dark at most wavelengths: what files are filled up with
         if good.any():
             # Cosmic rays and dead columns: no continuum is 100 times the median, and sums would drown in them.
-            good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * np.median(np.abs(flux[good]))
+            good &= np.abs(np.where(good, flux, 0.0)) <= OUTLIER_LEVEL * _level(flux[good])
         flux = np.where(good, flux, 0.0)
 
         def known(name: str, values: Any) -> np.ndarray | None:
             if values is None:
                 return None
             values = np.asarray(np.ma.filled(np.ma.asarray(values), 0), dtype=np.float64)
-            if values.shape not in ((), flux.shape):
+            # An error is no property of a spectrum: one number would be one of several meant for its pixels.
+            if values.shape != flux.shape and (name == "flux_error" or values.shape != ()):
                 raise ValueError(f"{name} must have one value per pixel {flux.shape}, got shape {values.shape}.")
             values = np.broadcast_to(values, flux.shape)
             with np.errstate(invalid="ignore"):
                 return np.where(np.isfinite(values) & (values > 0), values, 0.0)
 
         error, power = known("flux_error", flux_error), known("resolving_power", resolving_power)
+        if power is not None:
+            told, (least, most) = power[good & (power > 0)], RESOLVING_POWER_LIMITS
+            if (impossible := told[(told < least) | (told > most)]).size:
+                raise ValueError(
+                    f"resolving_power is lambda / FWHM, got {impossible[0]:g}; is that a FWHM in Angstrom? Between "
+                    f"{least:.0f} and {most:.0f} is needed; NaN = not known."
+                )
         pixels = Pixels(flux, wavelength, good, error, power)
+        if nowhere.any():
+            pixels = pixels.cut(~nowhere)
+        flux, wavelength, good = pixels.flux, pixels.wavelength, pixels.good
+        error, power = pixels.flux_error, pixels.resolving_power
         if (np.diff(wavelength) > 0).all():
             return pixels
         # Pixels at one wavelength are told apart by what else they hold, so that the order they came in says nothing.
@@ -301,12 +374,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if pixels.flux_error is not None:
             known = pixels.good & (pixels.flux_error > 0)
             n_known = np.bincount(inverse, weights=known)
-            variance = np.bincount(inverse, weights=pixels.flux_error**2 * known) / np.maximum(n_known, 1) ** 2
+            # Squares of 1e-200 are 0: in units near the errors themselves, a power of 2, which changes no bit.
+            unit = np.ldexp(1.0, np.frexp(np.median(pixels.flux_error[known]))[1]) if known.any() else 1.0
+            squares = np.where(known, pixels.flux_error / unit, 0.0) ** 2
+            variance = np.bincount(inverse, weights=squares) / np.maximum(n_known, 1) ** 2
             variance, reached = rebin(unique, variance, n_known > 0, self.wavelength_grid)
             lower, upper = pixel_edges(unique)
             n_per_angstrom = rebin(unique, (n_good > 0) / (upper - lower), n_good >= 0, self.wavelength_grid)[0]
             n_merged = np.maximum(n_per_angstrom * float(self.pixel_width or 1), 1.0)
-            error = np.where(reached, np.sqrt(variance / n_merged), 0.0)
+            error = np.where(reached, unit * np.sqrt(variance / n_merged), 0.0)
         if pixels.resolving_power is not None:
             known = pixels.good & (pixels.resolving_power > 0)
             total = np.bincount(inverse, weights=pixels.resolving_power * known)
@@ -453,7 +529,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             flux: Any multiplicative unit; continuum-normalised if `smoothing_length` is None.
             wavelength: Vacuum Angstrom, rest frame; 1-D also when several spectra share it.
             bad_pixel: True = do not trust.
-            labels: In K and dex, shape (batch, n_labels) in the order of label_names; NaN = missing.
+            labels: In K and dex, shape (batch, n_labels) in the order of label_names; NaN = missing, and so is what
+                lies outside `labels.Label.valid`.
             label_errors: 1-sigma, same shape and units; NaN or 0 = not published.
             return_tensors: "pt", "np" or None.
             flux_error: 1-sigma, in the unit of the flux, shaped like it; not finite or not positive = not known.
@@ -573,7 +650,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     def _slots(self, wavelength: np.ndarray) -> np.ndarray:
         """Pixel numbers of each patch, -1 where it is filled up; shape (n_tokens, patch_size)."""
         step = np.diff(wavelength)
-        gaps = np.flatnonzero(step > GAP * np.quantile(step, 0.75)) + 1 if step.size else np.empty(0, int)
+        widest = COARSEST * wavelength[:-1]
+        ordered = np.sort(step[step <= widest])
+        apart = ordered[np.cumsum(ordered) > OVERLAP * ordered.sum()]  # empty where all wavelengths are one
+        gaps = np.flatnonzero(step > (np.minimum(GAP * np.quantile(apart, 0.75), widest) if apart.size else widest)) + 1
         filled = []
         for run in np.split(np.arange(wavelength.size), gaps):
             filled.append(np.pad(run, (0, -run.size % self.patch_size), constant_values=-1))
@@ -592,7 +672,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """Pad spectra with masked pixels, which change no prediction.
 
         The words are those of `SequenceFeatureExtractor.pad`, which would pad nothing but flux and attention_mask, and
-        make float32 of wavelength.
+        make float32 of wavelength. What else all rows have, such as labels, is stacked as it is, if it is numbers: a
+        stock `DataCollatorWithPadding` collates no more than what comes out here.
 
         Args:
             processed_features: Prepared spectra: a list of rows, or one mapping of columns.
@@ -604,7 +685,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: "pt", "np" or None.
 
         Raises:
-            ValueError: max_length is needed and missing.
+            ValueError: max_length is needed and missing; or other entries that differ in shape from row to row.
         """
         rows = processed_features
         if not isinstance(rows, (list, tuple)):
@@ -631,6 +712,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 for array, length, to in zip(arrays, lengths, padded, strict=True)
             ]
             batch[name] = np.stack(arrays) if len(set(padded)) == 1 else arrays
+        for name in rows[0]:
+            if name in (*_PER_PIXEL, "attention_mask") or not all(name in row for row in rows):
+                continue
+            arrays = [np.asarray(row[name]) for row in rows]
+            if any(array.dtype.kind not in "biuf" for array in arrays):
+                continue  # names of stars are no input of a model, and make no tensor
+            if len(shapes := {array.shape for array in arrays}) > 1:
+                raise ValueError(f"{name} must have one shape in all rows, got {', '.join(map(str, sorted(shapes)))}.")
+            batch[name] = np.stack(arrays)
         return BatchFeature(batch, tensor_type=return_tensors)
 
     # ------------------------------------------------------------ non-spectral inputs
@@ -645,7 +735,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             given_errors: 1-sigma, likewise; not told, NaN or not positive = the table's default, never certainty.
 
         Raises:
-            ValueError: A name the model was not made for, or an error without a value; or not one value per spectrum.
+            ValueError: A name the model was not made for, or an error without a value; or not one value per spectrum;
+                or a value farther outside its valid range than noise takes it (`NOISE_LIMITS`).
         """
         given_errors = given_errors or {}
         for name in (*given, *given_errors):
@@ -656,27 +747,37 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"given_errors has {', '.join(sorted(orphans))}, of which given has no value.")
         values, errors = (np.full((n_spectra, len(self.given_names)), np.nan) for _ in range(2))
         for column, name in enumerate(self.given_names):
-            center, scale, default = self._input_scale(name)
-            for target, told, shift in ((values, given, center), (errors, given_errors, 0.0)):
+            center, scale, table = self._input_scale(name)
+            for target, told in ((values, given), (errors, given_errors)):
                 if name in told:
                     numbers = np.asarray(told[name], dtype=np.float64)
                     if numbers.shape not in ((), (n_spectra,)):
                         raise ValueError(
                             f"{name} must be one number, or one per spectrum ({n_spectra}), got shape {numbers.shape}."
                         )
-                    target[:, column] = (numbers - shift) / scale
-            known = np.isfinite(errors[:, column]) & (errors[:, column] > 0)
-            errors[:, column] = np.where(known, errors[:, column], default / scale)
+                    target[:, column] = numbers
+            value, error = values[:, column], errors[:, column]
+            error[~(np.isfinite(error) & (error > 0))] = table.default_error
+            (low, high), (own, default) = table.valid, NOISE_LIMITS
+            noise = np.minimum(own * error, default * table.default_error)
+            wrong = np.isfinite(value) & ((value < low - noise) | (value > high + noise))
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise ValueError(
+                    f"{name} must lie in {low:g} to {high:g} {table.unit}".rstrip()
+                    + f", got {value[row]:g} in row {row}. NaN = not known; is it in another unit, or a logarithm?"
+                )
+            values[:, column], errors[:, column] = (value - center) / scale, error / scale
         values[~np.isfinite(values)] = np.nan
         return values.astype(np.float32), errors.astype(np.float32)
 
-    def _input_scale(self, name: str) -> tuple[float, float, float]:
-        """Centre, scale and default error of a non-spectral input, in its unit."""
+    def _input_scale(self, name: str) -> tuple[float, float, Label | Scalar]:
+        """Centre and scale of a non-spectral input, in its unit, and what the table says of it."""
         if name in self.label_names:
             number = self.label_names.index(name)
-            return self.label_center[number], self.label_scale[number], get_label(name).default_error
+            return self.label_center[number], self.label_scale[number], get_label(name)
         scalar = get_scalar(name)
-        return scalar.center, scalar.scale, scalar.default_error
+        return scalar.center, scalar.scale, scalar
 
     # ------------------------------------------------------------ labels
 
@@ -684,7 +785,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """Labels in K and dex -> scaled, missing = -100; errors scaled, unpublished = the label's default; float32.
 
         Args:
-            labels: Shape (..., n_labels) in the order of label_names; NaN = missing.
+            labels: Shape (..., n_labels) in the order of label_names; NaN = missing, and so is what lies outside
+                `labels.Label.valid`: -9999 of a survey, and all else that is no star.
             label_errors: Same shape; None, NaN or not positive = `labels.Label.default_error`, never certainty.
         """
         center, scale = np.asarray(self.label_center), np.asarray(self.label_scale)
@@ -692,12 +794,14 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         if labels.shape[-1:] != (len(self.label_names),):
             raise ValueError(f"labels must have one column per label {self.label_names}, got shape {labels.shape}.")
         default = np.array([get_label(name).default_error for name in self.label_names])
+        lowest, highest = np.array([get_label(name).valid for name in self.label_names]).T
         errors = np.full(labels.shape, np.nan) if label_errors is None else np.asarray(label_errors, dtype=np.float64)
         if errors.shape != labels.shape:
             raise ValueError(f"label_errors must have the shape of labels {labels.shape}, got {errors.shape}.")
         with np.errstate(invalid="ignore"):
             errors = np.where(np.isfinite(errors) & (errors > 0), errors, default)
-        scaled = np.where(np.isfinite(labels), (labels - center) / scale, MISSING_LABEL)
+            known = (labels >= lowest) & (labels <= highest)
+        scaled = np.where(known, (labels - center) / scale, MISSING_LABEL)
         return scaled.astype(np.float32), (errors / scale).astype(np.float32)
 
     def decode_labels(self, label_mean: Any, label_log_var: Any = None) -> dict[str, dict[str, np.ndarray]]:

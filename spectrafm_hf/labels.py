@@ -70,6 +70,7 @@ class Scalar:
         name: The word used everywhere.
         unit: Unit of the value and of its error.
         meaning: What it is, and what must have been done to it.
+        valid: Lowest and highest value of any star, in `unit`; outside, beyond its noise, it is a mistake.
         center, scale: What the model sees is (value - center) / scale; about the mean and spread of FGK stars.
         default_error: 1-sigma error in `unit` of a value that came without one; never 0, which would mean certainty.
     """
@@ -77,17 +78,26 @@ class Scalar:
     name: str
     unit: str
     meaning: str
+    valid: tuple[float, float]
     center: float
     scale: float
     default_error: float
 
 
 SCALARS: tuple[Scalar, ...] = (
-    Scalar("bp_rp", "mag", "Gaia EDR3 colour G_BP - G_RP, dereddened", 1.0, 0.4, 0.05),
-    Scalar("j_ks", "mag", "2MASS colour J - K_s, dereddened", 0.6, 0.25, 0.05),
-    Scalar("m_g", "mag", "absolute magnitude in Gaia's G, extinction removed", 2.0, 3.0, 0.3),
+    Scalar("bp_rp", "mag", "Gaia EDR3 colour G_BP - G_RP, dereddened", (-1.0, 6.0), 1.0, 0.4, 0.05),
+    Scalar("j_ks", "mag", "2MASS colour J - K_s, dereddened", (-1.0, 3.0), 0.6, 0.25, 0.05),
+    Scalar("m_g", "mag", "absolute magnitude in Gaia's G, extinction removed", (-10.0, 20.0), 2.0, 3.0, 0.3),
     # Linear in the parallax, so that its error stays Gaussian and a negative parallax stays a number.
-    Scalar("abl_g", "", "parallax [mas] * 10^(0.2 G_0 - 2) = 10^(0.2 M_G) (Arenou & Luri 1999)", 5.0, 8.0, 1.0),
+    Scalar(
+        "abl_g",
+        "",
+        "parallax [mas] * 10^(0.2 G_0 - 2) = 10^(0.2 M_G) (Arenou & Luri 1999)",
+        (-50.0, 5000.0),
+        5.0,
+        8.0,
+        1.0,
+    ),
 )
 
 _SCALAR_BY_NAME = {scalar.name: scalar for scalar in SCALARS}

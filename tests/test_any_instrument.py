@@ -199,8 +199,8 @@ def test_repeated_pixels_that_differ_in_their_error_alone_may_come_in_any_order(
     same(one, other)
 
 
-@pytest.mark.parametrize("n_exposures", [2, 3])
-@pytest.mark.parametrize("shift", [0.0, 0.01])
+@pytest.mark.parametrize("n_exposures", range(1, 9))
+@pytest.mark.parametrize("shift", [0.0, 0.01, 0.1])
 def test_exposures_on_top_of_each_other_are_no_gaps(n_exposures, shift):
     """Steps of nothing between repeated wavelengths do not make a gap of every step between pixels."""
     wavelength = np.concatenate([MILES_PIXELS + shift * exposure for exposure in range(n_exposures)])
@@ -239,6 +239,38 @@ def test_apogees_pixels_become_a_few_hundred_tokens():
     features = normalised_extractor(patch_size=32)(np.ones(wavelength.size), wavelength)
     assert wavelength.size == features["attention_mask"].sum() == 7514
     assert 7514 / 32 <= features["flux"].shape[1] / 32 < 300
+
+
+@pytest.mark.parametrize("n_exposures", [4, 6, 8])
+@pytest.mark.parametrize("shift", [0.0, 0.005, 0.01, 0.015, 0.1])
+def test_gaps_stay_gaps_however_many_exposures_overlap(n_exposures, shift):
+    wavelength = np.concatenate([apogee_wavelength() + shift * exposure for exposure in range(n_exposures)])
+    tokens = patches(normalised_extractor()(np.ones(wavelength.size), wavelength))
+    sizes = [n_exposures * (part.stop - part.start) for part in APOGEE_DETECTORS]
+    assert len(tokens) == sum(-(-size // PATCH_SIZE) for size in sizes)
+    assert max(np.ptp(token[token > 0]) for token in tokens) < 5.0
+
+
+@pytest.mark.parametrize("n_pixels", [1, 2, 3, 5])
+def test_windows_around_lines_are_a_token_each(n_pixels):
+    """Most of the length of such a spectrum is gaps, so that its steps alone do not tell them."""
+    lines = np.arange(4000.0, 9000.0, 200.0)
+    wavelength = (lines[:, None] + np.arange(n_pixels)).ravel()
+    tokens = patches(normalised_extractor()(np.ones(wavelength.size), wavelength))
+    assert [token[token > 0].tolist() for token in tokens] == wavelength.reshape(-1, n_pixels).tolist()
+
+
+def test_a_far_gap_does_not_hide_the_near_ones():
+    """Some lines in the optical, and APOGEE: most of the length is the gap between."""
+    wavelength = np.concatenate([MILES_PIXELS, apogee_wavelength()])
+    tokens = patches(normalised_extractor()(np.ones(wavelength.size), wavelength))
+    sizes = [MILES_PIXELS.size, *(part.stop - part.start for part in APOGEE_DETECTORS)]
+    assert len(tokens) == sum(-(-size // PATCH_SIZE) for size in sizes)
+
+
+def test_pixels_at_one_wavelength_are_one_run():
+    features = normalised_extractor()(np.ones(20), np.full(20, 5000.0))
+    assert features["flux"].shape[1] == 2 * PATCH_SIZE
 
 
 def test_a_spectrum_of_two_spectrographs_is_cut_by_the_pixels_of_each():
@@ -483,6 +515,36 @@ def test_errors_are_told_relative_to_the_continuum(factor):
     np.testing.assert_allclose(told["flux"], plain["flux"], atol=1e-5)
 
 
+@pytest.mark.parametrize("pixel_width", [None, 1.0])
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_errors_of_the_smallest_flux_are_not_lost(pixel_width, factor):
+    """Squared before they are divided by the level, they would be 0 or infinite."""
+    flux, wavelength = optical_star()
+    extractor = native_extractor(pixel_width=pixel_width, wavelength_range=(5100.0, 5260.0))
+    plain = extractor(flux, wavelength, flux_error=np.full(flux.size, 0.02))
+    told = extractor(factor * flux, wavelength, flux_error=np.full(flux.size, 0.02 * factor))
+    assert (told["flux_error"] > 0).sum() > 100
+    np.testing.assert_allclose(told["flux_error"], plain["flux_error"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.02, [0.02, 0.03, 0.04], np.full(3, 0.02), [np.full(3, 0.02), 0.02, None]])
+def test_errors_are_shaped_like_the_flux(error):
+    """Three spectra of three pixels that share their errors: one of each may be no error of a whole spectrum."""
+    flux = 1 + 0.1 * np.arange(9.0).reshape(3, 3)
+    with pytest.raises(ValueError, match=r"spectrum . of 3: flux_error must have one value per pixel .3,., got shape"):
+        normalised_extractor()(flux, MILES_PIXELS[:3], flux_error=error)
+    shaped = normalised_extractor()(flux, MILES_PIXELS[:3], flux_error=np.tile([0.02, 0.03, 0.04], (3, 1)))
+    assert shaped["flux_error"][:, :3] == pytest.approx(np.tile([0.02, 0.03, 0.04], (3, 1)))
+    powers = normalised_extractor()(flux, MILES_PIXELS[:3], resolving_power=[2000.0, 3000.0, 4000.0])
+    assert powers["resolving_power"][:, 0].tolist() == [2000.0, 3000.0, 4000.0]
+
+
+def test_complex_errors_are_refused():
+    flux, wavelength = optical_star()
+    with pytest.raises(ValueError, match="flux_error must be real, got complex numbers"):
+        normalised_extractor()(flux, wavelength, flux_error=np.full(flux.size, 0.02 + 0j))
+
+
 @pytest.mark.parametrize("smoothing_length", [None, 60.0])
 def test_four_pixels_in_one_have_half_the_error(smoothing_length):
     """On a common grid of 1 Angstrom; errors are independent."""
@@ -542,6 +604,16 @@ def test_resolving_powers_not_known_are_the_same_whatever_stands_for_them(power)
         half_known = torch.where(torch.arange(features["flux"].shape[1]) % 2 == 0, 2000.0, power)[None]
         known = asked({**features, "resolving_power": torch.tensor([2000.0])}, model)
         assert_same(asked({**features, "resolving_power": half_known}, model), known)
+
+
+@pytest.mark.parametrize("power", [2.5, 49.9, 1.1e6, 1e30, 2.5e-10])
+def test_a_width_in_angstrom_is_no_resolving_power(power):
+    flux, wavelength = optical_star()
+    for told in (power, np.where(np.arange(flux.size) == 7, power, 2000.0)):
+        with pytest.raises(ValueError, match=r"resolving_power is lambda / FWHM, got .*; is that a FWHM in Angstrom\?"):
+            normalised_extractor()(flux, wavelength, resolving_power=told)
+    for edge in (50.0, 1e6):
+        normalised_extractor()(flux, wavelength, resolving_power=edge)
 
 
 def test_a_sharper_spectrograph_is_another_condition():

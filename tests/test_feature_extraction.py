@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABEL_CENTER, LABEL_SCALE, MAGNESIUM, PATCH_SIZE, star_flux, tiny_extractor, tiny_model
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, DataCollatorWithPadding
 
 from spectrafm_hf import SpectraFMFeatureExtractor
+from spectrafm_hf.collation import SpectrumCollator
 
 
 def same(one, other, tolerance=0.0):
@@ -182,6 +183,36 @@ def test_masked_array_says_what_is_bad(extractor, star):
     same(extractor(masked, wavelength), extractor(flux, wavelength, bad))
 
 
+@pytest.mark.parametrize("filling", [np.nan, 1e20, 0.0, 5000.0])
+def test_masked_wavelengths_are_left_out_whatever_stands_there(extractor, star, filling):
+    wavelength, flux = star
+    gone = np.arange(flux.size) % 40 == 7
+    masked = np.ma.MaskedArray(np.where(gone, filling, wavelength), mask=gone)
+    told = {"flux_error": np.full(flux.size, 0.02), "resolving_power": np.full(flux.size, 2000.0)}
+    expected = extractor(flux[~gone], wavelength[~gone], **{name: values[~gone] for name, values in told.items()})
+    same(extractor(flux, masked, **told), expected)
+    with pytest.raises(ValueError, match=r"all 467 pixels are masked in wavelength .vacuum Angstrom."):
+        extractor(flux, np.ma.MaskedArray(wavelength, mask=True))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_a_spectrum_filled_up_with_zeros_keeps_the_pixels_that_are_real(extractor, star, share):
+    """Their median is 0, and 100 times 0 is less than any flux; nor is the filling a deep line."""
+    wavelength, flux = star
+    filling = np.arange(flux.size) < share * flux.size
+    same(extractor(np.where(filling, 0.0, flux), wavelength), extractor(flux, wavelength, filling))
+    with pytest.raises(ValueError, match=r"at least 400 good pixel.*, got [0-9]{1,3} of 467"):
+        tiny_extractor(min_good_pixels=400)(np.where(filling, 0.0, flux), wavelength)
+
+
+def test_a_few_clipped_lines_stay_flux(extractor, star):
+    wavelength, flux = star
+    clipped = np.abs(wavelength - 5300.0) < 1.5
+    features = extractor(np.where(clipped, 0.0, flux), wavelength)
+    assert features["attention_mask"][0, pixel(features, 5300.0)] == 1
+    assert features["flux"][0, pixel(features, 5300.0)] < -8
+
+
 @pytest.mark.parametrize("value", [0.0, -9999.0, 1e30, -1e30, np.nan, np.inf])
 def test_flux_of_a_bad_pixel_does_not_matter(extractor, star, value):
     wavelength, flux = star
@@ -319,6 +350,48 @@ def test_bad_spectrum_of_a_batch_is_named(extractor, star):
         extractor([flux, np.zeros_like(flux), flux], wavelength)
 
 
+def labelled_rows(extractor, star):
+    wavelength, flux = star
+    rows = []
+    for n_pixels, teff in ((90, 5000.0), (300, 6000.0)):
+        told = {"labels": [[teff, 4.0, np.nan]], "label_errors": [[50.0, 0.1, np.nan]]}
+        features = extractor(flux[:n_pixels], wavelength[:n_pixels], **told, given={"bp_rp": 1.0})
+        rows.append({name: values[0] for name, values in features.items()})
+    return rows
+
+
+def test_a_stock_collator_keeps_labels_and_what_was_given(star):
+    """Without labels a Trainer would stop, or learn nothing."""
+    extractor = tiny_extractor(given_names=["bp_rp"])
+    rows = labelled_rows(extractor, star)
+    stock, own = DataCollatorWithPadding(extractor)(rows), SpectrumCollator(extractor)(rows)
+    assert stock.keys() == own.keys() > {"labels", "label_errors", "given", "given_errors"}
+    for name in own:
+        assert stock[name].dtype == own[name].dtype
+        torch.testing.assert_close(stock[name], own[name], rtol=0, atol=0, equal_nan=True, msg=name)
+    assert tiny_model(given_names=["bp_rp"])(**stock).loss.isfinite()
+
+
+def test_padding_stacks_numbers_all_rows_have_as_they_are(star):
+    extractor = tiny_extractor(given_names=["bp_rp"])
+    one, other = labelled_rows(extractor, star)
+    one |= {"weight": np.float64(2.0), "number": 7, "star": "HD 1", "only_here": 1.0}
+    other |= {"weight": np.float64(3.0), "number": 8, "star": "HD 2"}
+    batch = extractor.pad([one, other], return_tensors="pt")
+    assert batch["weight"].tolist() == [2.0, 3.0]
+    assert (batch["weight"].dtype, batch["number"].dtype) == (torch.float64, torch.int64)
+    assert not {"star", "only_here"} & batch.keys()  # names make no tensor, and of the other row nothing is known
+    columns = {name: [one[name], other[name]] for name in other}
+    assert extractor.pad(columns, return_tensors="np")["labels"].shape == (2, 3)
+    del other["labels"]
+    assert "labels" not in extractor.pad([one, other])
+    filled = SpectrumCollator(extractor)([one, other])["labels"]
+    assert filled[1].tolist() == [-100.0] * 3
+    other["labels"] = np.zeros(2)
+    with pytest.raises(ValueError, match=r"labels must have one shape in all rows, got .2,., .3,."):
+        extractor.pad([one, other])
+
+
 # ---------------------------------------------------------------- refused, in words
 
 
@@ -338,9 +411,11 @@ def test_bad_spectrum_of_a_batch_is_named(extractor, star):
         (lambda w, f: (f, np.where(w > 5300, np.inf, w)), "finite and positive"),
         (lambda w, f: (f, np.where(w > 5300, 0.0, w)), "finite and positive"),
         (lambda w, f: (-f, w), "good pixel"),
+        (lambda w, f: (f + 0.1j, w), "flux must be real, got complex numbers"),
+        (lambda w, f: (f, w + 0j), "wavelength must be real, got complex numbers"),
     ],
     ids=["zero", "nan", "nm", "micron", "log", "elsewhere", "shapes", "empty", "nan wavelength", "negative wavelength",
-         "infinite wavelength", "zero wavelength", "negative"],
+         "infinite wavelength", "zero wavelength", "negative", "complex", "complex wavelength"],
 )  # fmt: skip
 def test_spectrum_that_cannot_be_read_is_refused(extractor, star, change, message):
     with pytest.raises(ValueError, match=message):
@@ -372,6 +447,17 @@ def test_more_good_pixels_may_be_asked_for(star):
         ({"pixel_width": 0.0}, "must be positive"),
         ({"flux_center": [1.0] * 5}, "flux_center must have one entry per pixel of wavelength_grid .416., got 5"),
         ({"flux_scale": [1.0] * 417}, "flux_scale must have one entry per pixel .* got 417"),
+        ({"label_scale": [0.0, 1.0, 1.0]}, "label_scale positive and finite.*got 5200 and 0 K of teff"),
+        ({"label_scale": [850.0, -1.4, 1.0]}, "got 3 and -1.4 dex of logg"),
+        ({"label_scale": [850.0, 1.4, np.nan]}, "got -0.9 and nan dex of fe_h"),
+        ({"label_scale": [np.inf, 1.4, 0.8]}, "got 5200 and inf K of teff"),
+        ({"label_center": [np.nan, 3.0, 0.0]}, "label_center must be finite.*got nan and 850 K of teff"),
+        ({"flux_scale": [0.1] * 415 + [0.0]}, "flux_scale must be positive.*got 1 of 416 entries that are not"),
+        ({"flux_scale": [0.1] * 414 + [-0.1, np.nan]}, "flux_scale must be positive.*got 2 of 416"),
+        ({"flux_range": (3.0, -0.5)}, r"flux_range must be increasing .*got .3.0, -0.5."),
+        ({"flux_range": (1.0, 1.0)}, "flux_range must be increasing"),
+        ({"label_names": ["teff", "logg", "teff"]}, "label_names must name each one once, got teff more than once"),
+        ({"given_names": ["bp_rp", "teff", "bp_rp"]}, "given_names must name each one once, got bp_rp more than once"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(wrong, message):
@@ -404,6 +490,15 @@ def test_missing_labels_become_what_a_trainer_counts_as_missing(extractor, star)
     features = extractor(star[1], star[0], labels=[[np.nan, 4.0, np.inf]], label_errors=[[50.0, np.nan, 0.1]])
     np.testing.assert_allclose(features["labels"], [[-100.0, (4.0 - 3.0) / 1.4, -100.0]], rtol=1e-6)
     assert features["labels"].dtype == features["label_errors"].dtype == np.float32
+
+
+@pytest.mark.parametrize("placeholder", [-9999.0, -999.0, -100.0, 99.99, 1e30, -1e30])
+def test_labels_of_no_star_are_missing(extractor, placeholder):
+    """What surveys write where they have none: learned, it would outweigh all stars."""
+    scaled, _ = extractor.encode_labels([[5777.0, placeholder, 0.0], [placeholder] * 3])
+    np.testing.assert_allclose(scaled, [[577 / 850, -100.0, 0.9 / 0.8], [-100.0] * 3], rtol=1e-6)
+    at_the_ends = [[2500.0, -1.0, -5.0], [50_000.0, 6.0, 1.5]]
+    assert (extractor.encode_labels(at_the_ends)[0] != -100.0).all()
 
 
 @pytest.mark.parametrize("error", [None, np.nan, 0.0, -0.1, np.inf])

@@ -10,7 +10,8 @@ from test_model_properties import PAPER_LIKE
 from test_modeling import answer, assert_same, gradients
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForLabelPrediction
-from spectrafm_hf.collation import SpectrumCollator
+from spectrafm_hf.collation import SpectrumCollator, draw_given
+from spectrafm_hf.labels import SCALARS
 
 GIVEN = ["bp_rp", "logg", "m_g", "teff"]
 """Neither in the order of the labels nor apart from them."""
@@ -328,6 +329,49 @@ def test_inputs_may_be_one_for_all_or_one_per_spectrum():
 def test_inputs_that_make_no_sense_are_refused(given, errors, message):
     with pytest.raises(ValueError, match=message):
         given_extractor().encode_given(given, errors, n_spectra=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teff": -9999.0}, r"teff must lie in 2500 to 50000 K, got -9999 in row 0\. NaN = not known"),
+        ({"teff": [5000.0, np.nan, 3.7]}, r"2500 to 50000 K, got 3\.7 in row 2\. NaN = not known.*logarithm"),
+        ({"teff": 1e30}, "got 1e[+]30 in row 0"),
+        ({"logg": -9999.0}, "logg must lie in -1 to 6 dex, got -9999"),
+        ({"logg": 99.99}, "logg must lie in -1 to 6 dex, got 99.99"),
+        ({"bp_rp": 99.0}, "bp_rp must lie in -1 to 6 mag, got 99"),
+        ({"m_g": -9999.0}, "m_g must lie in -10 to 20 mag, got -9999"),
+    ],
+)
+@pytest.mark.parametrize("error", [None, 1e4])
+def test_values_no_star_has_are_refused(given, message, error):
+    errors = None if error is None else dict.fromkeys(given, error)  # large errors, or fill values, excuse nothing
+    with pytest.raises(ValueError, match=message):
+        given_extractor().encode_given(given, errors, n_spectra=3)
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=lambda scalar: scalar.name)
+def test_every_scalar_has_a_range(scalar):
+    low, high = scalar.valid
+    assert low < scalar.center < high
+    extractor = tiny_extractor(given_names=[scalar.name])
+    values, _ = extractor.encode_given({scalar.name: [low, high, np.nan, np.inf]}, n_spectra=4)
+    assert np.isfinite(values[:, 0]).tolist() == [True, True, False, False]
+    for placeholder in (-9999.0, 1e30):
+        with pytest.raises(ValueError, match=f"{scalar.name} must lie in"):
+            extractor.encode_given({scalar.name: placeholder})
+
+
+def test_noise_may_take_a_measurement_out_of_the_range():
+    """log g of 5.8 +- 0.4 may come as 6.2; a training row that draws it must not stop the run."""
+    extractor = given_extractor()
+    values, _ = extractor.encode_given({"logg": 6.2, "teff": 2300.0}, {"logg": 0.4, "teff": 200.0})
+    np.testing.assert_allclose(values[0, [1, 3]], [3.2 / 1.4, -2900 / 850], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"logg must lie in -1 to 6 dex, got 6\.2"):
+        extractor.encode_given({"logg": 6.2}, {"logg": 0.01})
+    rng = np.random.default_rng(0)
+    known = {"teff": 2500.0, "logg": 6.0, "bp_rp": 6.0, "m_g": 20.0}
+    assert np.isfinite([draw_given(rng, extractor, known, share=1.0)[0] for _ in range(2000)]).any(axis=0).all()
 
 
 def test_an_extractor_without_inputs_refuses_them(extractor, star):

@@ -37,13 +37,20 @@ def test_python_example_predicts_labels(readme, tmp_path, capsys):
     assert all(f"'{name}': {{'value': array(" in printed for name in extractor.label_names)
 
 
+def test_example_of_other_inputs_predicts_labels(readme, capsys):
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
+    wavelength = np.linspace(15_200, 15_400, 900)
+    exec(example, {"flux": np.ones(900), "flux_error": np.full(900, 0.02), "wavelength": wavelength})
+    assert "'fe_h': {'value': array(" in capsys.readouterr().out
+
+
 def test_dataset_example_builds_and_streams(readme, tmp_path, capsys):
     command = re.search(r"\.venv/bin/spectrafm (build synthetic .*)", readme).group(1).split()
     command[command.index("--n") + 1] = "300"
     folder = str(tmp_path / "synthetic")
     command[command.index("--output") + 1] = folder
     assert CliRunner().invoke(cli.app, command).exit_code == 0
-    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[2]
     exec(example.replace("data/synthetic", folder, 1), {})
     assert -2.5 <= float(capsys.readouterr().out) <= 0.5
 
