@@ -182,7 +182,7 @@ def draw_figure(sweep: dict[str, dict[str, dict[str, float]]], path: Path) -> No
         axis.invert_xaxis()
         axis.set_xticks([20_000, 10_000, 5_000, 2_000], ["20,000", "10,000", "5,000", "2,000"])
         axis.minorticks_off()
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(entry[name]["scatter"] for entry in sweep.values()))
         axis.set_title(label.symbol)
         axis.set_ylabel(f"scatter [{label.unit}]")
         axis.grid(alpha=0.3)
