@@ -17,7 +17,7 @@ from .feature_extraction_spectrafm import Pixels, SpectraFMFeatureExtractor
 from .labels import MISSING_LABEL, get_label, get_scalar
 from .synthesis.cannon import LABEL_NAMES, CannonSynthesizer
 from .synthesis.observing import WIGGLE_LENGTH, ObservingConditions, observe, smooth_noise
-from .synthesis.photometry import bp_rp
+from .synthesis.photometry import absolute_g, bp_rp
 from .synthesis.sampler import LabelSampler
 from .synthesis.surveys import Survey, SurveyConditions, observe_survey
 
@@ -304,6 +304,10 @@ class SurveySpectra(Dataset):
             }
             if extractor.given_names:
                 known = {name: float(values[row]) for name, values in columns.items()}
+                if {"m_g", "abl_g"} & set(extractor.given_names):
+                    # Of about a solar mass, to 0.1 dex: a luminosity does not simply give the gravity away.
+                    known["m_g"] = float(absolute_g(drawn[row : row + 1], 10 ** (0.1 * rng.standard_normal()))[0])
+                    known["abl_g"] = 10 ** (0.2 * known["m_g"])
                 given, errors = draw_given(rng, extractor, known, self.given_share)
                 told = [name for name, value in zip(extractor.given_names, given, strict=True) if np.isfinite(value)]
                 hidden = np.isin(extractor.label_names, told)  # what was told is not to be asked for

@@ -443,7 +443,7 @@ def test_a_hundredth_of_an_angstrom_is_seen_in_the_h_band():
     assert 0 < (rounded - moved).abs().max() < (moved - still).abs().max()
 
 
-@pytest.mark.parametrize("shortest_period", [0.5, 1.0])
+@pytest.mark.parametrize("shortest_period", [0.5, 1.0, SpectraFMConfig().shortest_period])
 def test_encoding_tells_all_wavelengths_apart(shortest_period):
     """Its distance depends on the difference alone; near ones differ by the shortest period's 4 sin^2(pi d / P)."""
     encoding = WavelengthEncoding(SpectraFMConfig(shortest_period=shortest_period, encoding_size=128))

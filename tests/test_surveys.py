@@ -6,7 +6,7 @@ import torch
 
 from spectrafm_hf import SpectraFMFeatureExtractor
 from spectrafm_hf.collation import SpectrumCollator, SurveySpectra, draw_given
-from spectrafm_hf.synthesis.photometry import DWARFS, GIANTS, bp_rp
+from spectrafm_hf.synthesis.photometry import DWARFS, GIANTS, absolute_g, bp_rp
 from spectrafm_hf.synthesis.surveys import SURVEYS, SurveyConditions, observe_survey
 
 LABELS = ("teff", "logg", "fe_h", "mg_fe", "o_fe")
@@ -58,6 +58,29 @@ def test_cooler_stars_are_redder_and_gravity_changes_colours_smoothly():
     assert (np.diff(cooler) > 0).all()
     along = bp_rp(np.column_stack([np.full(60, 4800.0), np.linspace(1, 5, 60), np.full(60, -1.0)]))
     assert np.abs(np.diff(along)).max() < 0.01
+
+
+def test_the_sun_has_the_brightness_of_the_sun():
+    """M_G = 4.67 (Casagrande & VandenBerg 2018)."""
+    assert absolute_g(np.array([[5772.0, 4.438]]))[0] == pytest.approx(4.67, abs=0.03)
+
+
+def test_brightness_follows_gravity_mass_and_temperature():
+    dwarf, giant = absolute_g(np.array([[4800.0, 4.5], [4800.0, 2.5]]))
+    assert dwarf - giant == pytest.approx(5.0)  # 2 dex of gravity are a factor 100 in luminosity
+    assert absolute_g(np.array([[4800.0, 4.5]]), 10.0)[0] == pytest.approx(dwarf - 2.5)
+    across = absolute_g(np.column_stack([np.linspace(3900, 4100, 201), np.full(201, 2.0)]))
+    assert np.abs(np.diff(across)).max() < 0.01  # no step where one correction takes over from the other
+
+
+def test_parallaxes_and_magnitudes_can_be_told():
+    extractor = native_extractor(given_names=("m_g", "abl_g"))
+    rows = SurveySpectra(extractor, SURVEYS["miles"], 100, seed=0, context=4, given_share=1.0).__getitems__(range(60))
+    given = np.array([row["given"] for row in rows])
+    assert 0.3 < np.isfinite(given).mean() < 0.7
+    gravity = np.array([row["labels"][1] for row in rows])
+    told = np.isfinite(given[:, 0])
+    assert np.corrcoef(given[told, 0], gravity[told])[0, 1] > 0.9  # dwarfs are faint
 
 
 # ---------------------------------------------------------------- instruments

@@ -1,11 +1,17 @@
-r"""Colours of synthetic stars: what a photometric survey would have measured of them.
+r"""Colours and absolute magnitudes of synthetic stars: what photometry and a parallax would have said of them.
 
 Mucciarelli, Bellazzini & Massari (2021, A&A 653, A90, Table 1) give the effective temperature for Gaia EDR3 colours,
 
 .. math:: 5040\,\mathrm{K} / T_\mathrm{eff} = b_0 + b_1 C + b_2 C^2 + b_3 F + b_4 F^2 + b_5 F C
 
 with :math:`C = (G_\mathrm{BP} - G_\mathrm{RP})_0` and :math:`F` = [Fe/H], for dwarfs and giants apart. It is solved for
-the colour here.
+the colour here. The absolute magnitude follows from the surface gravity and a mass,
+
+.. math:: M_G = 4.74 - 2.5 \log_{10} \frac{L}{L_\odot} - BC_G(T_\mathrm{eff}), \qquad
+          \frac{L}{L_\odot} = \frac{M}{M_\odot} \frac{g_\odot}{g}
+          \Big(\frac{T_\mathrm{eff}}{5772\,\mathrm{K}}\Big)^4,
+
+with the bolometric correction of Andrae et al. (2018, A&A 616, A8, Table 4).
 """
 
 from __future__ import annotations
@@ -36,3 +42,24 @@ def bp_rp(labels: np.ndarray) -> np.ndarray:
 
     dwarf = np.clip((logg - GIANTS_BELOW) / (DWARFS_ABOVE - GIANTS_BELOW), 0.0, 1.0)
     return dwarf * colour(DWARFS) + (1 - dwarf) * colour(GIANTS)
+
+
+SUN_TEFF, SUN_LOGG, SUN_BOLOMETRIC = 5772.0, 4.438, 4.74
+"""K, dex, mag (IAU 2015 resolutions B2 and B3)."""
+
+CORRECTION_HOT = (6.000e-2, 6.731e-5, -6.647e-8, 2.859e-11, -7.197e-15)
+CORRECTION_COOL = (1.749, 1.977e-3, 3.737e-7, -8.966e-11, -4.183e-14)
+"""Of powers of Teff - 5772 K; from 4,000 K on and below."""
+
+
+def absolute_g(labels: np.ndarray, mass: np.ndarray | float = 1.0) -> np.ndarray:
+    """Absolute magnitude in Gaia's G, mag, shape (n_stars,), of stars (n_stars, 2 or more): teff in K, logg in dex.
+
+    Args:
+        mass: Solar masses, one for all or one per star.
+    """
+    teff, logg = np.asarray(labels, dtype=np.float64)[:, :2].T
+    log_luminosity = np.log10(mass) + SUN_LOGG - logg + 4 * np.log10(teff / SUN_TEFF)
+    hotter = teff - SUN_TEFF
+    hot, cool = (np.polynomial.polynomial.polyval(hotter, c) for c in (CORRECTION_HOT, CORRECTION_COOL))
+    return SUN_BOLOMETRIC - 2.5 * log_luminosity - np.where(teff >= 4000, hot, cool)
