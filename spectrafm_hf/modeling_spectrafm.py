@@ -168,7 +168,7 @@ class SpectraFMPatchEmbeddings(nn.Module):
     """
 
     N_VALUES = 3  # per pixel: flux, signal-to-noise ratio, how much is there
-    N_CONDITIONS = 4  # per patch: resolving power, whether it is known, pixel spacing, whether there is one
+    N_CONDITIONS = 4  # per patch: pixel spacing, whether there is one, resolving power, whether it is known
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -198,15 +198,8 @@ class SpectraFMPatchEmbeddings(nn.Module):
 
         spacing_known = patch.spacing > 0
         spacing = torch.where(spacing_known, patch.spacing, 1.0).log10()
-        conditions = [spacing, spacing_known]
-        if resolving_power is None:
-            conditions += [torch.zeros_like(spacing)] * 2
-        else:
-            power = torch.where(good, resolving_power.reshape(patches), 0.0)
-            power_known = power.isfinite() & (power > 0)
-            n_known = power_known.sum(-1)
-            dex = torch.where(power_known, power, 1.0).double().log10().sum(-1) / n_known.clamp_min(1)
-            conditions += [torch.where(n_known > 0, dex - 4, 0.0), n_known > 0]
+        power = torch.zeros_like(flux) if resolving_power is None else resolving_power.reshape(patches)
+        conditions = [spacing, spacing_known, *mean_log_power(torch.where(good, power, 0.0))]
         encoded = self.encoding(patch.centre)
         where = torch.cat([encoded, torch.stack([c.float() for c in conditions], dim=-1)], dim=-1)
         where = where.to(self.wavelength_projection.weight.dtype)
@@ -220,6 +213,13 @@ def log_snr(flux_error: Tensor) -> Tensor:
     known = flux_error.isfinite() & (flux_error > 0)
     snr = -torch.where(known, flux_error, 1.0).float().log10()
     return torch.where(known, snr.clamp(0.05, 4.0), 0.0)
+
+
+def mean_log_power(resolving_power: Tensor) -> tuple[Tensor, Tensor]:
+    """lambda / FWHM of pixels (..., n_pixels) -> mean log10(R / 10,000) of those where it is known; known of any."""
+    known = resolving_power.isfinite() & (resolving_power > 0)
+    dex = torch.where(known, resolving_power, 1.0).double().log10().sum(-1) / known.sum(-1).clamp_min(1)
+    return torch.where(known.any(-1), dex - 4, 0.0), known.any(-1)
 
 
 class SpectraFMGivenEmbeddings(nn.Module):
