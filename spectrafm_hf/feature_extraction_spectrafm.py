@@ -98,6 +98,17 @@ class Pixels:
         return replace(self, good=self.good & shown)
 
 
+class SpectrumBatch(BatchFeature):
+    """A batch for the model; `to(torch.bfloat16)` leaves wavelengths in float64: bfloat16 steps by 64 Angstrom."""
+
+    def to(self, *args: Any, **kwargs: Any) -> SpectrumBatch:
+        wavelength = self["wavelength"]
+        moved = super().to(*args, **kwargs)
+        if hasattr(wavelength, "to"):
+            moved["wavelength"] = wavelength.to(moved["flux"].device)
+        return moved  # type: ignore[return-value]
+
+
 class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     """Prepares spectra for SpectraFM.
 
@@ -721,7 +732,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             if len(shapes := {array.shape for array in arrays}) > 1:
                 raise ValueError(f"{name} must have one shape in all rows, got {', '.join(map(str, sorted(shapes)))}.")
             batch[name] = np.stack(arrays)
-        return BatchFeature(batch, tensor_type=return_tensors)
+        return SpectrumBatch(batch, tensor_type=return_tensors)
 
     # ------------------------------------------------------------ non-spectral inputs
 

@@ -21,12 +21,14 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_spectrafm import Dropout
 from .configuration_spectrafm import SpectraFMConfig
+
+logger = logging.get_logger(__name__)
 
 # ---------------------------------------------------------------- where a token sits
 
@@ -626,9 +628,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 "SpectraFMFeatureExtractor pads to it."
             )
         if wavelength.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"wavelength must be float64 (or float32), got {wavelength.dtype}, which steps by 8 Angstrom or more "
-                "in the H band; cast the other inputs alone."
+            logger.warning_once(
+                f"wavelength came as {wavelength.dtype}, which steps by 8 Angstrom or more in the H band: answers are "
+                "wrong. Keep it in float64 and cast the other inputs alone (the extractor's batches do, in `.to`)."
             )
         names = self.config.given_names
         for what, told in (("given", given), ("given_errors", given_errors)):

@@ -65,6 +65,15 @@ def test_wavelengths_are_float64_and_masks_are_integers(extractor, star):
     assert features["flux"].shape == (1, 26 * PATCH_SIZE)
 
 
+def test_a_batch_in_half_precision_keeps_its_wavelengths(extractor, star):
+    whole = extractor(star[1], star[0], return_tensors="pt")
+    wavelength = whole["wavelength"].clone()
+    half = whole.to(torch.bfloat16)
+    assert half["flux"].dtype == torch.bfloat16
+    assert half["wavelength"].dtype == torch.float64
+    assert torch.equal(half["wavelength"], wavelength)
+
+
 def test_pixels_outside_the_range_are_masked(extractor, star):
     features = extractor(star[1], star[0])
     outside = (features["wavelength"] < 5000) | (features["wavelength"] > 5400)

@@ -1,6 +1,7 @@
 """The model: what must not matter does not matter, missing labels cost nothing, and a saved model is the same model."""
 
 import copy
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
-from spectrafm_hf import SpectraFMConfig, SpectraFMForLabelPrediction, SpectraFMModel
+from spectrafm_hf import SpectraFMConfig, SpectraFMForLabelPrediction, SpectraFMModel, modeling_spectrafm
 from spectrafm_hf.modeling_spectrafm import SpectraFMLabelOutput, WavelengthEncoding, gaussian_nll
 
 N_LABELS = 3
@@ -158,11 +159,13 @@ def test_what_is_said_of_pixels_must_come_one_per_pixel(model, batch, name, shap
         model(**batch | {name: torch.ones(shape)})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_wavelengths_of_half_precision_are_refused(model, batch, dtype):
-    """`BatchFeature.to(torch.bfloat16)` casts them along with the flux: 8 to 64 Angstrom are lost."""
-    with pytest.raises(ValueError, match="wavelength must be float64"):
-        model(**batch | {"wavelength": batch["wavelength"].to(dtype)})
+def test_wavelengths_of_half_precision_are_warned_of(model, batch):
+    """8 to 64 Angstrom are lost."""
+    with patch.object(modeling_spectrafm.logger, "warning_once") as warned:
+        model(**batch)
+        assert not warned.called
+        model(**batch | {"wavelength": batch["wavelength"].bfloat16()})
+    assert "Keep it in float64" in warned.call_args.args[0]
 
 
 def test_padding_needs_no_mask(model, batch):
