@@ -391,8 +391,9 @@ def test_a_checkpoint_answers_the_same_where_we_are_not_installed(star, tmp_path
     answered = np.load(tmp_path / "answered.npz")
     for name, values in features.items():
         np.testing.assert_array_equal(answered[name], values.numpy(), err_msg=name)
-    np.testing.assert_array_equal(answered["mean"], output.label_mean.numpy())
-    np.testing.assert_array_equal(answered["log_var"], output.label_log_var.numpy())
+    # To the last bit in two fresh processes; here the tests before may have left other threads and memory behind.
+    np.testing.assert_allclose(answered["mean"], output.label_mean.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answered["log_var"], output.label_log_var.numpy(), rtol=0, atol=1e-6)
     assert answered["teff"][0] == pytest.approx(LABEL_CENTER[0] + 850.0 * output.label_mean[0, 0].item())
 
 
