@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .feature_extraction_spectrafm import Pixels, SpectraFMFeatureExtractor
-from .labels import MISSING_LABEL, get_label, get_scalar
+from .labels import MISSING_LABEL
 from .synthesis.cannon import LABEL_NAMES, CannonSynthesizer
 from .synthesis.observing import WIGGLE_LENGTH, ObservingConditions, observe, smooth_noise
 from .synthesis.photometry import absolute_g, bp_rp
@@ -238,7 +238,7 @@ def draw_given(
     values, errors = {}, {}
     for number, name in enumerate(names):
         if told[number] and np.isfinite(known.get(name, np.nan)):
-            table = get_label(name) if name in feature_extractor.label_names else get_scalar(name)
+            *_, table = feature_extractor.input_scale(name)
             errors[name] = table.default_error * spread[number]
             values[name] = known[name] + errors[name] * noise[number]
     scaled, scaled_errors = feature_extractor.encode_given(values, errors)
@@ -282,13 +282,17 @@ class SurveySpectra(Dataset):
         generators = [row_generator(self.seed, index) for index in indices]
         return np.stack([self.survey.draw(rng) for rng in generators]), generators
 
+    def known(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
+        """What is true of stars with these labels: name -> values, shape (n,), K, dex and mag."""
+        return dict(zip(self.survey.label_names, drawn.T, strict=True)) | {"bp_rp": bp_rp(drawn)}
+
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         extractor, survey = self.feature_extractor, self.survey
         drawn, generators = self.stars(indices)
         clean = np.clip(survey.synthesizer(drawn), 0.0, 1.1)
         seen = observe_survey(clean, survey, self.conditions, generators)
         nowhere = np.full(len(indices), np.nan)
-        columns = dict(zip(survey.label_names, drawn.T, strict=True)) | {"bp_rp": bp_rp(drawn)}
+        columns = self.known(drawn)
         labels = np.column_stack([columns.get(name, nowhere) for name in extractor.label_names])
         encoded, _ = extractor.encode_labels(labels)
         rows = []
@@ -297,7 +301,7 @@ class SurveySpectra(Dataset):
                 seen.flux[row], survey.wavelength, seen.good[row], seen.flux_error[row], seen.resolving_power[row]
             )
             if self.context is not None and (n_shown := self.context * extractor.patch_size) < survey.wavelength.size:
-                pixels = pixels.cut(_run(draw_window(rng, survey.wavelength.size, n_shown), survey.wavelength.size))
+                pixels = pixels.cut(draw_window(rng, survey.wavelength.size, n_shown))
             features = extractor.tokenise(pixels) | {
                 "labels": encoded[row],
                 "label_errors": np.full(len(extractor.label_names), self.label_error, dtype=np.float32),
@@ -321,12 +325,6 @@ class SurveySpectra(Dataset):
 
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
-
-
-def _run(window: slice, n_pixels: int) -> np.ndarray:
-    shown = np.zeros(n_pixels, dtype=bool)
-    shown[window] = True
-    return shown
 
 
 class Interleaved(Dataset):

@@ -82,7 +82,7 @@ class Pixels:
     flux_error: np.ndarray | None = None
     resolving_power: np.ndarray | None = None
 
-    def cut(self, kept: np.ndarray) -> Pixels:
+    def cut(self, kept: np.ndarray | slice) -> Pixels:
         """Without the other pixels; `kept` (n_pixels,), bool."""
         error, power = self.flux_error, self.resolving_power
         return Pixels(
@@ -758,7 +758,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"given_errors has {', '.join(sorted(orphans))}, of which given has no value.")
         values, errors = (np.full((n_spectra, len(self.given_names)), np.nan) for _ in range(2))
         for column, name in enumerate(self.given_names):
-            center, scale, table = self._input_scale(name)
+            center, scale, table = self.input_scale(name)
             for target, told in ((values, given), (errors, given_errors)):
                 if name in told:
                     numbers = np.asarray(told[name], dtype=np.float64)
@@ -782,7 +782,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         values[~np.isfinite(values)] = np.nan
         return values.astype(np.float32), errors.astype(np.float32)
 
-    def _input_scale(self, name: str) -> tuple[float, float, Label | Scalar]:
+    def input_scale(self, name: str) -> tuple[float, float, Label | Scalar]:
         """Centre and scale of a non-spectral input, in its unit, and what the table says of it."""
         if name in self.label_names:
             number = self.label_names.index(name)

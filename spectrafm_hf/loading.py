@@ -129,9 +129,12 @@ class RowEncoder:
         step = patch if self.feature_extractor.pixel_width else 1
         first, n = int(seen[0]) // step, int(seen[-1]) // step - int(seen[0]) // step + 1
         window = draw_window(rng, n, min(context * patch // step, n))
+        run = slice((first + window.start) * step, (first + window.stop) * step)
+        if step == 1:
+            return pixels.cut(run)
         shown = np.zeros(pixels.good.size, dtype=bool)
-        shown[(first + window.start) * step : (first + window.stop) * step] = True
-        return pixels.cut(shown) if step == 1 else pixels.only(shown)
+        shown[run] = True
+        return pixels.only(shown)
 
     def _generator(self, star: str, index: int) -> np.random.Generator:
         """The star's name enters, since two ranks count their rows alike."""

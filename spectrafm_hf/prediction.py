@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,40 @@ class Predicted:
 
 
 @torch.inference_mode()
+def ask(
+    model: SpectraFMForLabelPrediction,
+    extractor: SpectraFMFeatureExtractor,
+    rows: Sequence[Mapping[str, np.ndarray]],
+    batch_size: int,
+    attend_to_missing: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The model's answer for prepared spectra, in evaluation mode, whatever mode it is in.
+
+    Args:
+        rows: Of `SpectraFMFeatureExtractor.tokenise` or `cut_tokens`.
+        batch_size: Rows at once.
+        attend_to_missing: Attend to all tokens of a row, those without a good pixel too; only padding is masked.
+
+    Returns:
+        Mean and log-variance, scaled units, (n_rows, n_labels); features, (n_rows, n_labels, d); float32.
+    """
+    was_training = model.training
+    model.eval()
+    answers = []
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        batch = extractor.pad(some, return_tensors="pt").to(model.device)
+        if attend_to_missing:
+            lengths = torch.tensor([len(row["flux"]) for row in some], device=model.device)
+            batch["token_mask"] = torch.arange(batch["flux"].shape[1], device=model.device) < lengths[:, None]
+        answer = model(**batch)
+        parts = answer.label_mean, answer.label_log_var, answer.label_features
+        answers.append([part.float().cpu().numpy() for part in parts])
+    model.train(was_training)
+    mean, log_var, features = map(np.concatenate, zip(*answers, strict=True))
+    return mean, log_var, features
+
+
 def predict_on_grid(
     model: SpectraFMForLabelPrediction,
     extractor: SpectraFMFeatureExtractor,
@@ -106,20 +140,9 @@ def predict_on_grid(
         flux, good: Shape (n_spectra, n_pixels), see `Observed`.
         batch_size: Spectra at once.
     """
-    was_training = model.training
-    model.eval()
-    means, log_vars, features = [], [], []
     scaled, usable = extractor.clean(flux, good)
     rows = [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
-    for start in range(0, len(rows), batch_size):
-        batch = extractor.pad(rows[start : start + batch_size], return_tensors="pt").to(model.device)
-        answer = model(**batch)
-        means.append(answer.label_mean.float().cpu().numpy())
-        log_vars.append(answer.label_log_var.float().cpu().numpy())
-        features.append(answer.label_features.float().cpu().numpy())
-    model.train(was_training)
-    mean, log_var = np.concatenate(means), np.concatenate(log_vars)
-    return Predicted.of(extractor, mean, log_var, np.concatenate(features))
+    return Predicted.of(extractor, *ask(model, extractor, rows, batch_size))
 
 
 def combine_contexts(
@@ -164,7 +187,6 @@ def combine_contexts(
     return combined, log_typical + np.log(1 - own + own / n_contexts)
 
 
-@torch.inference_mode()
 def predict_in_contexts(
     model: SpectraFMForLabelPrediction,
     extractor: SpectraFMFeatureExtractor,
@@ -197,8 +219,6 @@ def predict_in_contexts(
         )
     if as_published and model.config.tokens != "pixel":
         raise ValueError(f"as_published needs a model whose tokens are pixels, got tokens={model.config.tokens!r}.")
-    was_training = model.training
-    model.eval()
     contexts, star_of = [], []
     for star, pixels in enumerate(spectra):
         row = extractor.tokenise(pixels, keep_empty=as_published)
@@ -213,19 +233,8 @@ def predict_in_contexts(
             chosen = dealt[start : start + size]
             contexts.append({name: values[chosen].ravel() for name, values in tokens.items()})
             star_of.append(star)
-    means, log_vars, features = [], [], []
-    for start in range(0, len(contexts), batch_size):
-        rows = contexts[start : start + batch_size]
-        batch = extractor.pad(rows, return_tensors="pt").to(model.device)
-        if as_published:
-            lengths = torch.tensor([len(row["flux"]) for row in rows], device=model.device)
-            batch["token_mask"] = torch.arange(batch["flux"].shape[1], device=model.device) < lengths[:, None]
-        answer = model(**batch)
-        means.append(answer.label_mean.double().cpu().numpy())
-        log_vars.append(answer.label_log_var.double().cpu().numpy())
-        features.append(answer.label_features.float().cpu().numpy())
-    model.train(was_training)
-    mean, log_var, feature, owner = *map(np.concatenate, (means, log_vars, features)), np.array(star_of)
+    mean, log_var, feature = ask(model, extractor, contexts, batch_size, attend_to_missing=as_published)
+    mean, log_var, owner = mean.astype(float), log_var.astype(float), np.array(star_of)
     stars = [owner == star for star in range(len(spectra))]
     combined = [combine_contexts(mean[mine], log_var[mine], as_published) for mine in stars]
     return Predicted.of(

@@ -11,9 +11,9 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -44,47 +44,25 @@ class Survey:
         even_in: What the pixels are even in.
         resolving_power: lambda / FWHM at the middle of the range.
         label_names: What the synthesizer needs, in its order; the first three are teff, logg, fe_h.
+        wavelength: Pixel centres, shape (n_pixels,), vacuum Angstrom, rest frame.
+        segments: Runs of pixels without a gap.
+        draw: Labels of one star, shape (len(label_names),), K and dex.
+        make_synthesizer: Labels -> flux on `wavelength` at the survey's own resolution.
     """
 
     name: str
     even_in: Literal["ln_wavelength", "wavelength"]
     resolving_power: float
     label_names: tuple[str, ...]
-
-    @cached_property
-    def wavelength(self) -> np.ndarray:
-        """Pixel centres, shape (n_pixels,), vacuum Angstrom, rest frame."""
-        return apogee_wavelength() if self.name == "apogee" else air_to_vacuum(3540.5 + 0.9 * np.arange(4300))
-
-    @cached_property
-    def segments(self) -> tuple[slice, ...]:
-        """Runs of pixels without a gap."""
-        if self.name != "apogee":
-            return (slice(0, self.wavelength.size),)
-        return DETECTORS
+    wavelength: np.ndarray = field(repr=False)
+    segments: tuple[slice, ...]
+    draw: Callable[[np.random.Generator], np.ndarray] = field(repr=False)
+    make_synthesizer: Callable[[], Synthesizer] = field(repr=False)
 
     @cached_property
     def synthesizer(self) -> Synthesizer:
-        """Labels -> flux on `wavelength` at the survey's own resolution."""
-        if self.name == "apogee":
-            return ApogeeSynthesizer()
-        middle = float(np.median(self.wavelength))
-        return CannonSynthesizer(self.wavelength, fwhm=middle / self.resolving_power)
-
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Labels of one star, shape (len(label_names),), K and dex.
-
-        Half of APOGEE's stars as DR17 has them, half spread over the box, so that what is rare there is familiar too.
-        """
-        if self.name != "apogee":
-            return _ANYWHERE.draw(rng)
-        if rng.random() < 0.5:
-            return _DR17.draw(rng, 1)[0]
-        three = _ANYWHERE.draw(rng)
-        alpha = 0.3 * rng.random() * min(max(-three[2], 0.0), 1.0)
-        abundances = np.clip(alpha + 0.12 * rng.standard_normal(2), -0.4, 0.8)
-        nuisances = np.clip(np.array([0.0, 0.1, 0.75 * abundances[0]]) + 0.12 * rng.standard_normal(3), -0.5, 0.8)
-        return np.concatenate([three, abundances, nuisances])
+        """Labels -> flux on `wavelength` at the survey's own resolution; made when first asked for."""
+        return self.make_synthesizer()
 
     def resolving_power_at(self, factor: np.ndarray) -> np.ndarray:
         """lambda / FWHM in each pixel, (n_spectra, n_pixels), for line-spread functions `factor` times as wide."""
@@ -114,18 +92,53 @@ class Survey:
 
 
 _ANYWHERE = LabelSampler()
-_DR17 = Dr17LabelSampler()
+_dr17 = cache(Dr17LabelSampler)  # reads its mixture from a file, once and only where such stars are drawn
+
+
+def draw_apogee_star(rng: np.random.Generator) -> np.ndarray:
+    """Half of the stars as DR17 has them, half spread over the box, so that what is rare there is familiar too."""
+    if rng.random() < 0.5:
+        return _dr17().draw(rng, 1)[0]
+    three = _ANYWHERE.draw(rng)
+    alpha = 0.3 * rng.random() * min(max(-three[2], 0.0), 1.0)
+    abundances = np.clip(alpha + 0.12 * rng.standard_normal(2), -0.4, 0.8)
+    nuisances = np.clip(np.array([0.0, 0.1, 0.75 * abundances[0]]) + 0.12 * rng.standard_normal(3), -0.5, 0.8)
+    return np.concatenate([three, abundances, nuisances])
+
+
+_MILES_WAVELENGTH = air_to_vacuum(3540.5 + 0.9 * np.arange(4300))
+_MILES_RESOLVING_POWER = 2190.0  # FWHM 2.5 Angstrom at 5,475
+
+
+def miles_synthesizer() -> CannonSynthesizer:
+    return CannonSynthesizer(_MILES_WAVELENGTH, fwhm=float(np.median(_MILES_WAVELENGTH)) / _MILES_RESOLVING_POWER)
+
 
 SURVEYS = {
     survey.name: survey
     for survey in (
         Survey(
-            "apogee", "ln_wavelength", APOGEE_RESOLVING_POWER,
-            ("teff", "logg", "fe_h", "mg_fe", "o_fe", "c_fe", "n_fe", "alpha_fe"),
+            name="apogee",
+            even_in="ln_wavelength",
+            resolving_power=APOGEE_RESOLVING_POWER,
+            label_names=Dr17LabelSampler.label_names,
+            wavelength=apogee_wavelength(),
+            segments=DETECTORS,
+            draw=draw_apogee_star,
+            make_synthesizer=ApogeeSynthesizer,
         ),
-        Survey("miles", "wavelength", 2190.0, ("teff", "logg", "fe_h")),  # FWHM 2.5 Angstrom at 5,475
+        Survey(
+            name="miles",
+            even_in="wavelength",
+            resolving_power=_MILES_RESOLVING_POWER,
+            label_names=CannonSynthesizer.label_names,
+            wavelength=_MILES_WAVELENGTH,
+            segments=(slice(0, _MILES_WAVELENGTH.size),),
+            draw=_ANYWHERE.draw,
+            make_synthesizer=miles_synthesizer,
+        ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

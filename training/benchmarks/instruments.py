@@ -35,8 +35,8 @@ from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMFo
 from spectrafm_hf.builders.parquet_layout import write_json
 from spectrafm_hf.collation import Interleaved, SpectrumCollator, SurveySpectra
 from spectrafm_hf.labels import get_label
+from spectrafm_hf.metrics import MAD_TO_SIGMA
 from spectrafm_hf.stages import last_checkpoint, train
-from spectrafm_hf.synthesis.photometry import bp_rp
 from spectrafm_hf.synthesis.surveys import SURVEYS, SurveyConditions, observe_survey
 
 LABELS = ("teff", "logg", "fe_h", "mg_fe", "o_fe")
@@ -132,7 +132,7 @@ def scatter(
         truth = extractor.decode_labels(batch.pop("labels"))
         if "given" in batch:
             drawn, _ = stars.stars(numbers)
-            columns = dict(zip(SURVEYS[survey].label_names, drawn.T, strict=True)) | {"bp_rp": bp_rp(drawn)}
+            columns = stars.known(drawn)
             noise = np.stack([np.random.default_rng([EVALUATION_SEED, n]).standard_normal(len(GIVEN)) for n in numbers])
             values = {n: columns[n] + TOLD_ERRORS[n] * noise[:, GIVEN.index(n)] for n in told}
             given = extractor.encode_given(values, {n: TOLD_ERRORS[n] for n in told}, len(numbers))
@@ -146,7 +146,7 @@ def scatter(
     residual, pull = (np.concatenate(found[key]) for key in ("residual", "pull"))
 
     def spread(values: np.ndarray) -> float:
-        return float(1.4826 * np.median(np.abs(values - np.median(values))))
+        return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
 
     known = [name for name in LABELS if name in SURVEYS[survey].label_names and name not in told]
     return {
@@ -167,7 +167,7 @@ def write(values: dict[str, dict[str, float]], key: str = "scatter") -> str:
 
 
 def draw_figure(sweep: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Scatter of each label against resolving power, relative to that at 22,500, with the values beside the points."""
+    """Scatter of each label against resolving power; sweep: resolving power -> label -> figures."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -2,7 +2,7 @@
 
     python -m training.benchmarks.model --json results.json [--quick]
 
-About eight minutes on two cores, with `--quick` under two. Everything is measured in one run. The two sides of a ratio
+About four minutes on two cores, with `--quick` under two. Everything is measured in one run. The two sides of a ratio
 take turns, since timings on shared machines drift, and each is taken at its best batch size; of several rounds the
 fastest counts, for both. The oracle is `tests/paper_oracle.py`: the published architecture in plain eager float32
 PyTorch with nn.MultiheadAttention, one label per spectrum and step, as published. Ours answers five labels.
@@ -11,7 +11,6 @@ PyTorch with nn.MultiheadAttention, one label per spectrum and step, as publishe
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -29,6 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction
+from spectrafm_hf.builders.parquet_layout import write_json
 from spectrafm_hf.spectra import apogee_wavelength
 
 ROOT = Path(__file__).parents[2]
@@ -340,7 +340,7 @@ def main() -> None:
         f"{results['oracle_peak_gb']:.2f} GB (batch {size}); default, whole H band "
         f"{results['default_peak_gb']:.2f} GB (batch 16)")  # fmt: skip
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.json, results)
         say(f"figures in {arguments.json}")
 
 
