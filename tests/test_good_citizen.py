@@ -449,6 +449,7 @@ def train_on_two_processes(folder):
             weights = one_step(kind, folder, 16 // accumulation, accumulation)
             if os.environ["RANK"] == "0":
                 save_file(weights, folder / f"{number}_{accumulation}.safetensors")
+    accelerate.PartialState().destroy_process_group()
 
 
 @pytest.mark.slow

@@ -221,6 +221,7 @@ import json, os, sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 folder, output = map(Path, sys.argv[1:])
 sys.path.insert(0, {tests!r})
@@ -237,6 +238,7 @@ whole = train(folder, output / "whole").model.state_dict()
 train(folder, output / "broken", callbacks=[StopAt(12)])
 resumed = train(folder, output / "broken", resume=str(output / "broken/checkpoint-10")).model.state_dict()
 assert all(torch.equal(whole[name], resumed[name]) for name in whole), "the weights differ"
+PartialState().destroy_process_group()
 """
 
 

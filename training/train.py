@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
@@ -43,6 +44,10 @@ def main() -> int:
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        # Without it, a process of several now and then aborts at its exit: the group's thread frees the last gradients.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     print(f"saved to {folder}")
     return 0
 
