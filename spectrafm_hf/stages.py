@@ -7,6 +7,7 @@ last checkpoint, and ends with the weights it would have had: every training row
 from __future__ import annotations
 
 import difflib
+import gc
 import hashlib
 import inspect
 import json
@@ -420,6 +421,18 @@ def train(
     with few_threads(cpu_threads):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer.state.log_history
+
+
+def leave_process_group() -> None:
+    """The last thing that one process of several does.
+
+    A group's own thread frees the tensors it was given, and aborts a Python that is finalising by then ("terminate
+    called without an active exception"). What still holds the group - a `Trainer` is a cycle of references - keeps that
+    thread alive, so it goes first.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------- the stage

@@ -20,6 +20,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction
 from spectrafm_hf.spectra import apogee_wavelength
+from spectrafm_hf.stages import leave_process_group
 
 KINDS = pytest.mark.parametrize("kind", [{}, PAPER_LIKE], ids=["patch tokens", "pixel tokens"])
 GIVEN = ["bp_rp", "logg"]
@@ -449,7 +450,7 @@ def train_on_two_processes(folder):
             weights = one_step(kind, folder, 16 // accumulation, accumulation)
             if os.environ["RANK"] == "0":
                 save_file(weights, folder / f"{number}_{accumulation}.safetensors")
-    accelerate.PartialState().destroy_process_group()
+    leave_process_group()
 
 
 @pytest.mark.slow

@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
-from spectrafm_hf.stages import read_recipe, run_stage
+from spectrafm_hf.stages import leave_process_group, read_recipe, run_stage
 
 
 def main() -> int:
@@ -45,9 +44,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        # Without it, a process of several now and then aborts at its exit: the group's thread frees the last gradients.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_process_group()
     print(f"saved to {folder}")
     return 0
 
