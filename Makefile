@@ -12,13 +12,17 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
 	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
-.PHONY: transfer test test-network test-mixins lint clean
+.PHONY: transfer test test-hub test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
 	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET)
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not network"
+	$(PY) -m pytest -m "not network and not hub"
+
+# The whole way over the Hub, and what may go wrong on it, with the real clients and a Hub of our own on this machine.
+test-hub: $(VENV)/.dev
+	HF_HUB_OFFLINE=0 $(PY) -m pytest -m hub tests/hub
 
 # What needs the package index, or the stars it brought: run by CI after a transfer.
 test-network: $(VENV)/.dev
@@ -50,7 +54,7 @@ $(VENV)/.transfer: pyproject.toml $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
-	$(PIP) install -q $(PINS) -e ".[dev]"
+	$(PIP) install -q $(PINS) trackio==0.43.0 -e ".[dev]"
 	@touch $@ $(VENV)/.transfer
 
 clean:

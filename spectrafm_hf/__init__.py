@@ -1,26 +1,34 @@
 """SpectraFM, native to Hugging Face.
 
-Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor.
+Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor, and the pipeline "stellar-labels".
 """
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutput, SpectraFMModel
+from .pipeline_spectrafm import StellarLabelsPipeline
 from .spectra import Spectrum, air_to_vacuum, vacuum_to_air
+
+PIPELINE = "stellar-labels"
 
 AutoConfig.register("spectrafm", SpectraFMConfig, exist_ok=True)
 AutoModel.register(SpectraFMConfig, SpectraFMForLabelPrediction, exist_ok=True)
 AutoFeatureExtractor.register(SpectraFMConfig, SpectraFMFeatureExtractor, exist_ok=True)
+if PIPELINE not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(PIPELINE, pipeline_class=StellarLabelsPipeline, pt_model=AutoModel)
 
 __all__ = [
+    "PIPELINE",
     "SpectraFMConfig",
     "SpectraFMFeatureExtractor",
     "SpectraFMForLabelPrediction",
     "SpectraFMLabelOutput",
     "SpectraFMModel",
     "Spectrum",
+    "StellarLabelsPipeline",
     "air_to_vacuum",
     "vacuum_to_air",
 ]

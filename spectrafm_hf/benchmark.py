@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,26 +37,23 @@ from .collation import ObservedSpectra, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
-from .hub import CardFacts, render_model_card, results_table
 from .labels import get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, known_errors, summarise, summarise_bins, summarise_subsets
+from .metrics import (
+    BIN_EDGES,
+    METAL_POOR_BELOW,
+    METHOD_NAMES,
+    known_errors,
+    summarise,
+    summarise_bins,
+    summarise_subsets,
+)
+from .model_card import results_table
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
-from .stages import (
-    DONE_FILE,
-    StageArguments,
-    few_threads,
-    fingerprint,
-    load_parent,
-    lowest_fe_h,
-    only_learned,
-    read_recipe,
-    recipe_folder,
-    run_stage,
-    synthesis,
-    train,
-)
-from .synthesis.sampler import LabelSampler
+from .publishing import card_facts, write_card
+from .recipe import StageArguments, read_recipe, recipe_folder
+from .stage_data import lowest_fe_h, only_learned, synthesis
+from .stages import DONE_FILE, few_threads, fingerprint, run_stage, train
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +141,7 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
     results = assemble(plan, recipes, library, records, first, truth)
     write_json(plan.output / "results.json", results)
     draw(plan.output, results, first, truth)
-    write_cards(plan, recipes, results, library)
+    write_cards(plan, results)
     return results
 
 
@@ -423,18 +421,18 @@ def stage_results(
         labels, flux, good = observed.labels, observed.flux, observed.good
         what = f"all {len(flux)} held-out MILES stars"
     answer = predict_on_grid(model, extractor, flux, good)
-    tiny = np.full(len(flux), 1e-9)  # a synthetic label has no error
+    names = extractor.label_names
+    error = np.full(len(flux), 1e-9) if stage.data == "synthetic" else None  # a synthetic label has no error
+    told = {
+        name: (get_label(name), answer.mean[:, i], labels[:, i], answer.sigma[:, i]) for i, name in enumerate(names)
+    }
+    in_bins = {name: labels[:, i] for i, name in enumerate(names) if name in BIN_EDGES}
     return {
         "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
-        "labels": {
-            label: summarise(
-                get_label(label),
-                answer.mean[:, i],
-                labels[:, i],
-                answer.sigma[:, i],
-                tiny if stage.data == "synthetic" else None,
-            )
-            for i, label in enumerate(extractor.label_names)
+        "labels": {name: summarise(*of, error) for name, of in told.items()},
+        "bins": {
+            name: summarise_bins(label, mean, truth, in_bins, sigma, error)
+            for name, (label, mean, truth, sigma) in told.items()
         },
     }
 
@@ -456,50 +454,27 @@ def draw(
             plots.plot_learning_curve(curve, folder / f"learning_curve_{name}.png", 1, title=name)
 
 
-def write_cards(
-    plan: TransferPlan,
-    recipes: dict[str, tuple[StageArguments, TrainingArguments]],
-    results: dict[str, Any],
-    library: Library,
-) -> None:
-    """README.md of the three model folders, from results.json and stage.json alone."""
-    for number, name in enumerate(STAGE_NAMES):
-        stage, folder = recipes[name][0], plan.output / name
-        record = json.loads((folder / DONE_FILE).read_text())
-        low, high = stage.window
-        if stage.data == "synthetic":
-            sampler = LabelSampler(**stage.sampler)
-            ranges: dict[str, tuple[float, float]] = {"teff": sampler.teff, "logg": (0.0, 5.0), "fe_h": sampler.fe_h}
-            data = f"synthetic spectra of the Cannon grid, {low:.0f}-{high:.0f} Angstrom, drawn anew each time"
-        else:
-            chosen = set(record["stars"])
-            stars = [star for star in library.split("train") if star.star_id in chosen]
-            ranges = {
-                label: (min(s.labels[label] for s in stars), max(s.labels[label] for s in stars))
-                for label in ("teff", "logg", "fe_h")
-            }
-            data = f"{len(stars)} stars of MILES (training split), {low:.0f}-{high:.0f} Angstrom"
-            data += f"; {stage.replay:.0%} of the spectra shown are synthetic" if stage.replay else ""
-        model, _ = load_parent(replace(stage, model=str(folder)))
-        facts = CardFacts(
-            model_name=f"spectrafm-{name}",
-            folder=name,
-            license="mit",
-            labels={label: ranges[label] for label in stage.labels},
-            wavelength_range=(low, high),
-            teff_range=ranges["teff"],
-            fwhm=stage.fwhm,
-            n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            recipe=f"{name}.yaml" + ("" if plan.budget == 1 else f", with {plan.budget:g} of its spectra"),
-            training_data=data,
-            parent=STAGE_NAMES[number - 1] if number else None,
-            spectra_seen=record["recipe"]["n_spectra"],
-            seed=record["seed"],
-            versions=record["versions"],
-        )
-        (folder / "README.md").write_text(
-            render_model_card(results if name == "3-few-shot" else results["stages"][name], name, facts)
-        )
+def write_cards(plan: TransferPlan, results: dict[str, Any]) -> None:
+    """README.md, results.json and figures of the three model folders, from results.json and stage.json alone."""
+    for name in STAGE_NAMES:
+        folder, told = plan.output / name, results if name == "3-few-shot" else results["stages"][name]
+        copy_figures(plan.output / "figures", folder / "figures", name)
+        write_json(folder / "results.json", told)
+        facts = card_facts(folder)
+        if plan.budget != 1:
+            facts["recipe"] += f", with {plan.budget:g} of its spectra"
+        write_card(folder, told, facts)
+
+
+def copy_figures(made: Path, beside_the_card: Path, stage: str) -> None:
+    """A stage's figures to where its card shows them."""
+    names = [f"learning_curve_{stage}.png"]
+    if stage == "3-few-shot":
+        names += ["predicted_against_true.png", "metal_poor_rmse.png"]
+    beside_the_card.mkdir(exist_ok=True)
+    for name in names:
+        if (made / name).is_file():
+            shutil.copyfile(made / name, beside_the_card / name)
 
 
 __all__ = ["TransferPlan", "results_table", "run_transfer"]

@@ -224,6 +224,32 @@ def folder(
     run_build([config], output, shards, num_proc, ray)
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Of a finished stage, or of `spectrafm build`.")],
+    to: Annotated[str, typer.Option(help="NAMESPACE (user or organisation), or NAMESPACE/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private else.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and send nothing.")] = False,
+) -> None:
+    """Publish a model or a dataset on the Hugging Face Hub, in one commit: whole, or not at all.
+
+    Example: `spectrafm push runs/transfer/1-synthetic --to my-name --dry-run`
+    """
+    from .publishing import publish, what_goes
+
+    repo, kind, files = what_goes(folder, to)
+    if dry_run:
+        for name, size in files.items():
+            typer.echo(f"{size / 1e6:10.3f} MB  {name}")
+        typer.echo(
+            f"{sum(files.values()) / 1e6:10.3f} MB  {len(files)} files would go to the {kind} repository {repo} "
+            f"({'public' if public else 'private'}, if it is new); nothing was sent"
+        )
+        return
+    pushed = publish(folder, to, private=not public)
+    typer.echo(f"{pushed.url} is now at {pushed.revision}")
+
+
 def reader_options(given: list[str]) -> dict[str, str]:
     """`name=value` -> name and value.
 

@@ -131,6 +131,11 @@ class SpectraFMConfig(PreTrainedConfig):
         for name in ("label_names", "given_names", *_PER_BLOCK, "head_sizes"):
             setattr(self, name, list(getattr(self, name)))
         self.problem_type = self.problem_type or "regression"
+        if __package__ == "spectrafm_hf":
+            # The code that a checkpoint brings along: needless where this package has registered its own, and for the
+            # pipeline transformers would insist on trust_remote_code.
+            for theirs in ("custom_pipelines", "auto_map"):
+                kwargs.pop(theirs, None)
         super().__post_init__(**kwargs)
         self.id2label = dict(enumerate(self.label_names))
         self.label2id = {name: number for number, name in self.id2label.items()}

@@ -25,15 +25,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 from transformers.utils import logging
 
-from .card_templates import card_template
+from .card_templates import card_environment, card_template
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
-from .hub import PIPELINE_TAG
 from .labels import LABELS, get_label
+from .model_card import PIPELINE_TAG
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .spectra import apogee_wavelength, pixel_edges
 
@@ -436,10 +435,8 @@ def render_card(
         tags=["astronomy", "stellar-spectra", "spectrafm", "apogee"],
     )
     labels = [get_label(name) for name in checkpoint.label_names]
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(card_template("converted_card.md.jinja")).render(
+    template = card_environment().from_string(card_template("converted_card.md.jinja"))
+    return template.render(
         card_data=card_data.to_yaml(),
         record=RECORD,
         checkpoint=checkpoint,

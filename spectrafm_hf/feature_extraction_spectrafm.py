@@ -98,6 +98,11 @@ class Pixels:
         return replace(self, good=self.good & shown)
 
 
+def _array(values: Any) -> np.ndarray:
+    """A tensor or an array -> float64."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
+
+
 class SpectrumBatch(BatchFeature):
     """A batch for the model; `to(torch.bfloat16)` leaves wavelengths in float64: bfloat16 steps by 64 Angstrom."""
 
@@ -135,6 +140,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         flux_scale: Its spread, likewise (None = 0.1).
         largest_scaled: Scaled flux beyond counts as missing; None = no limit.
         min_good_pixels: A spectrum with fewer is refused.
+        sigma_factors: Label -> factors on the network's sigma for its 68.27 % and 95 % intervals, see `calibration`;
+            a label that is not there keeps the network's own.
 
     Raises:
         ValueError: Lists that do not fit each other, an unknown or repeated label or input, an empty range, a scale
@@ -159,10 +166,13 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         given_names: Sequence[str] = (),
         flux_wavelength: Sequence[float] | None = None,
         largest_scaled: float | None = None,
+        sigma_factors: Mapping[str, Sequence[float]] | None = None,
         **kwargs: Any,
     ):
         for fixed in ("feature_size", "sampling_rate", "padding_value"):  # of audio; saved by transformers all the same
             kwargs.pop(fixed, None)
+        if __package__ == "spectrafm_hf":
+            kwargs.pop("auto_map", None)  # the code that a checkpoint brings along: saved again, it would not be there
         super().__init__(feature_size=1, sampling_rate=1, padding_value=0.0, **kwargs)
 
         def numbers(values: Sequence[float] | None) -> list[float] | None:
@@ -182,6 +192,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self.flux_scale = numbers(flux_scale)
         self.largest_scaled = largest_scaled
         self.min_good_pixels = min_good_pixels
+        self.sigma_factors = {name: [float(f) for f in pair] for name, pair in (sigma_factors or {}).items()}
         self._check()
 
     def _check(self) -> None:
@@ -205,6 +216,12 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(
                     "label_center must be finite, and label_scale positive and finite, since labels are divided by it; "
                     f"got {center:g} and {scale:g} {get_label(name).unit} of {name}."
+                )
+        for name, factors in self.sigma_factors.items():
+            if name not in self.label_names or len(factors) != 2 or not all(0 < factor < np.inf for factor in factors):
+                raise ValueError(
+                    "sigma_factors must give labels of this model two positive factors each, of the 68.27 % and the "
+                    f"95 % interval; got {name}: {factors}."
                 )
         if not self.flux_range[0] < self.flux_range[1]:
             raise ValueError(
@@ -823,19 +840,20 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             label_log_var: Same shape, natural logarithm of the variance in scaled units.
 
         Returns:
-            label name -> {"value", "sigma"}, each of shape (batch,), in K or dex; no sigma without label_log_var.
+            label name -> {"value", "sigma", "sigma95"}, each of shape (batch,), in K or dex; `value` alone without
+            label_log_var. `value` +- `sigma` is the central 68.27 % interval, `value` +- 1.96 `sigma95` that of 95 %;
+            they are the network's own, and equal, where `sigma_factors` has nothing on the label.
         """
-        mean = np.asarray(label_mean.detach().cpu() if hasattr(label_mean, "detach") else label_mean, dtype=np.float64)
+        mean = _array(label_mean)
         decoded = {
             name: {"value": mean[..., i] * self.label_scale[i] + self.label_center[i]}
             for i, name in enumerate(self.label_names)
         }
         if label_log_var is not None:
-            log_var = np.asarray(
-                label_log_var.detach().cpu() if hasattr(label_log_var, "detach") else label_log_var, dtype=np.float64
-            )
+            own = np.exp(0.5 * _array(label_log_var)) * self.label_scale
             for i, name in enumerate(self.label_names):
-                decoded[name]["sigma"] = np.exp(0.5 * log_var[..., i]) * self.label_scale[i]
+                for key, factor in zip(("sigma", "sigma95"), self.sigma_factors.get(name, (1.0, 1.0)), strict=True):
+                    decoded[name][key] = factor * own[..., i]
         return decoded
 
     def to_dict(self) -> dict[str, Any]:

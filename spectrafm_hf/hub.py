@@ -1,327 +1,550 @@
-"""From `results.json` to what people read: the model card on the Hub and the table in the terminal.
+"""Folders -> the Hub, whole or not at all; and back, at a pinned revision, with nothing of a repository executed.
 
-A number that is missing stops the rendering. A card with a blank in it would be read as "not worth mentioning".
+A push uploads what the Hub does not have yet and then makes one commit on top of the one it saw at its start. What is
+visible on `main` is therefore always a whole version: a push that is killed, or refused half-way, changes nothing
+there, and the next one sends only what is missing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+import json
+import logging
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
-import numpy as np
-from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import AutoModel
+from yaml import YAMLError
 
-from .card_templates import card_template
-from .labels import Label, get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, Figures, method_name
+from .card_templates import name_repo
+from .configuration_spectrafm import SpectraFMConfig
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .modeling_spectrafm import SpectraFMForLabelPrediction
+from .pipeline_spectrafm import StellarLabelsPipeline
 
-PIPELINE_TAG = "tabular-regression"
-"""The closest of the Hub's tasks to "labels of a star"."""
+logger = logging.getLogger(__name__)
 
-SUBSETS = {"all": "all", "metal_poor": "metal-poor", "metal_rich": "metal-rich"}
-"""Key in `results.json` -> how cards and tables write it."""
+PUSHED_FILE = "pushed.json"
+"""Stays in the folder: to which repository it went, and as which commit."""
+
+WEIGHTS, CONFIG, EXTRACTOR = "model.safetensors", "config.json", "preprocessor_config.json"
+CHECKPOINT_FILES = (CONFIG, EXTRACTOR, WEIGHTS)
+BESIDE = ("README.md", "results.json", "stage.json", "label_tie.json", "figures/*.png", ".eval_results/*.yaml")
+"""What of a stage's folder is published beside the checkpoint itself; nothing else is."""
+DATASET_FILES = ("README.md", "*.json", "*.csv", "**/*.parquet")
+
+TASK = "stellar-labels"
+OUR_CODE = {
+    "AutoConfig": "configuration_spectrafm.SpectraFMConfig",
+    "AutoModel": "modeling_spectrafm.SpectraFMForLabelPrediction",
+    "AutoFeatureExtractor": "feature_extraction_spectrafm.SpectraFMFeatureExtractor",
+}
+OUR_PIPELINE = "pipeline_spectrafm.StellarLabelsPipeline"
+
+CODE_THAT_RUNS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".npy", ".dill")
+"""Opening one of these may run whatever it holds."""
+NEVER_OPENED = ("training_args.bin",)
+"""A stock `Trainer` leaves it in every repository; nobody here reads it."""
+
+LARGEST_HEADER = 2_000_000
+"""Bytes of the header of safetensors; ours have about 30 kB."""
+
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 60.0
+"""Tries of one push, and seconds between them: doubled each time, or what the server asks for."""
+
+PASSING = (408, 429, 500, 502, 503, 504)
+"""HTTP answers that another try may cure."""
+
+
+class HubError(OSError):
+    """Something on the way to the Hub went wrong; the message says what happened and what to do."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One of the three stages of training."""
-
-    name: str
-    number: int
-    what: str
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("1-synthetic", 1, "A transformer pre-trained on synthetic stellar spectra; it has not seen a real star."),
-        Stage("2-observed", 2, "A transformer pre-trained on synthetic, then fine-tuned on observed ones (MILES)."),
-        Stage(
-            "3-few-shot",
-            3,
-            "A transformer pre-trained on synthetic and observed spectra, then fine-tuned on a few metal-rich stars\n"
-            "in a wavelength window where it had not seen real ones. It reads [Fe/H] there, of metal-poor stars too.",
-        ),
-    )
-}
-
-
-class _OptionalFacts(TypedDict, total=False):
-    base_model: str
-
-
-class CardFacts(_OptionalFacts):
-    """What a card says beside the results; a key that is left out stops the rendering (but for `base_model`).
+class Pushed:
+    """One version on the Hub.
 
     Attributes:
-        model_name: Title of the card and name in the model index.
-        folder: What `from_pretrained` is to be given: a Hub id or a folder.
-        license: Of the weights, as the Hub writes it, e.g. `mit`.
-        labels: Name -> lowest and highest value in training, in the label's unit.
-        wavelength_range: Lowest and highest wavelength of training, vacuum Angstrom, rest frame.
-        teff_range: Lowest and highest effective temperature of training, K.
-        fwhm: Full width at half maximum of the line-spread function in training, Angstrom.
-        n_parameters: Of the model.
-        recipe: File of the recipe, relative to the repository.
-        training_data: One line on the spectra.
-        parent: Checkpoint it started from; None = random weights.
-        spectra_seen: Spectra used by the optimiser, repetitions counted.
-        seed: Of the training.
-        versions: Package -> version.
-        base_model: Hub id of the parent, only if it is on the Hub: a local folder would be a dead link there.
+        repo_id: E.g. `astro/spectrafm-1-synthetic`.
+        revision: Commit that `main` has now.
+        url: For people.
     """
 
-    model_name: str
-    folder: str
-    license: str
-    labels: Mapping[str, tuple[float, float]]
-    wavelength_range: tuple[float, float]
-    teff_range: tuple[float, float]
-    fwhm: float
-    n_parameters: int
-    recipe: str
-    training_data: str
-    parent: str | None
-    spectra_seen: int
-    seed: int
-    versions: Mapping[str, str]
+    repo_id: str
+    revision: str
+    url: str
 
 
-def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) -> str:
-    """The README.md of a checkpoint.
+# ---------------------------------------------------------------- a folder as it goes to the Hub
+
+
+@contextmanager
+def travelling_code() -> Iterator[None]:
+    """`save_pretrained` inside copies the code along: a checkpoint then loads where this package is not installed."""
+    ours: dict[str, Any] = {"AutoConfig": SpectraFMConfig, "AutoModel": SpectraFMForLabelPrediction}
+    ours |= {"AutoFeatureExtractor": SpectraFMFeatureExtractor}
+    reader: Any = StellarLabelsPipeline
+    before = {kind: kind._auto_class for kind in ours.values()}
+    registered = getattr(reader, "_registered_impl", None)
+    try:
+        for auto_class, kind in ours.items():
+            kind.register_for_auto_class(auto_class)
+        reader._registered_impl = {TASK: {"impl": reader, "pt": (AutoModel,)}}
+        yield
+    finally:
+        for kind, auto_class in before.items():
+            kind._auto_class = auto_class
+        reader._registered_impl = registered
+
+
+def save_portable(model: SpectraFMForLabelPrediction, extractor: SpectraFMFeatureExtractor, folder: Path) -> None:
+    """Model, extractor and the code of both and of the pipeline: what anybody with transformers can load.
 
     Args:
-        results: The few-shot stage: the content of `results.json`, `{"protocol", "seed", "n_train", "n_test",
-            "n_test_metal_poor", "label", "methods": {name: {"all", "metal_poor", "metal_rich"}}}`. The earlier stages:
-            `{"protocol", "labels": {name: figures}}`. Figures are those of `metrics.summarise`.
-        stage: `1-synthetic`, `2-observed` or `3-few-shot`.
-        facts: See `CardFacts`.
+        folder: Made if it is not there. Its weights are those of the model, bit for bit.
+    """
+    with travelling_code():
+        StellarLabelsPipeline(model=model, feature_extractor=extractor).save_pretrained(folder)
+    if hasattr(model.config, "custom_pipelines"):
+        del model.config.custom_pipelines
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds a dataset; a checkpoint has a config.json."""
+    return not (folder / CONFIG).is_file() and next(folder.glob("**/*.parquet"), None) is not None
+
+
+@contextmanager
+def staged(folder: str | Path, repo_id: str | None = None) -> Iterator[dict[str, Path]]:
+    """A folder as the Hub will have it: path in the repository -> file on this disk.
+
+    Args:
+        folder: See `push`.
+        repo_id: Where it goes; the code in a dataset's card then says so.
+
+    Raises:
+        ValueError: It holds neither a checkpoint nor a dataset, or no card.
+        OSError: No room for a copy of the checkpoint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; give one that a stage, or `spectrafm build`, has written.")
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder} has no README.md; nothing goes to the Hub without a card.")
+    with tempfile.TemporaryDirectory(prefix="spectrafm-push-") as copy:
+        if is_dataset(folder):
+            card = Path(copy) / "README.md"
+            text = (folder / "README.md").read_text()
+            card.write_text(text if repo_id is None else name_repo(text, repo_id))
+            yield _matching(folder, DATASET_FILES) | {"README.md": card}
+            return
+        loaded = load_pretrained(folder)
+        try:
+            save_portable(*loaded, Path(copy))
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(tempfile.gettempdir()).free / 1e6
+            raise HubError(
+                f"no copy of {folder} could be written to {tempfile.gettempdir()} ({free:.0f} MB free): "
+                f"{' '.join(str(error).split())}. Nothing was sent; free some, or set TMPDIR to a larger disk."
+            ) from error
+        files = _matching(Path(copy), ("**/*",)) | _matching(folder, BESIDE)
+        yield files
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.name != PUSHED_FILE}
+
+
+# ---------------------------------------------------------------- to the Hub
+
+
+def push(
+    folder: str | Path, repo_id: str, private: bool = True, message: str | None = None, parent_commit: str | None = None
+) -> Pushed:
+    """Publish a checkpoint or a dataset, in one commit.
+
+    Args:
+        folder: Of a stage, or of `spectrafm build`, with its README.md.
+        repo_id: `namespace/name`; made if it is not there.
+        private: Of a new repository; an old one stays what it is.
+        message: Of the commit.
+        parent_commit: The commit of `main` that this one must follow; None = the one it has at the start.
 
     Returns:
-        YAML metadata and Markdown.
+        The version that `main` has then; the old one if nothing differs.
 
     Raises:
-        ValueError: No such stage, nothing measured, a fact or figure missing, or a number that is not finite.
-        jinja2.UndefinedError: Anything else that the template asks for is missing; the message names it.
+        ValueError: See `staged`; or a file that holds your token.
+        HubError: No or a refused token, no right to write, somebody else's commit in between, a server that does not
+            recover; nothing of this push is visible then, and the same command goes on where it was.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}.")
-    if absent := sorted(CardFacts.__required_keys__ - facts.keys()):
-        raise ValueError(f"a card needs the facts {', '.join(absent)} too; got {', '.join(facts)}.")
-    _check_results(results)
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"number": _number, "count": _count, "figure": _figure}
-    template = environment.from_string(card_template())
-    return template.render(
-        card_data=_metadata(results, facts).to_yaml(),
-        stage=STAGES[stage],
-        stages=list(STAGES),
-        facts=facts,
-        results=results,
-        asked=get_label(results["label"]) if results.get("methods") else None,
-        labels=[
-            {"name": name, "symbol": get_label(name).symbol, "unit": get_label(name).unit, "low": low, "high": high}
-            for name, (low, high) in facts["labels"].items()
-        ],
-        methods=_method_rows(results),
-        n_seeds=len(results.get("seeds", ())),
-        per_label=[_label_row(get_label(name), figures) for name, figures in results.get("labels", {}).items()],
-    )
+    api = HfApi()
+    with staged(folder, repo_id) as files, explained(f"pushing {folder} to {repo_id}"):
+        check_token(files)
+        kind = "dataset" if is_dataset(Path(folder)) else "model"
+        attempt(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True))
+        there: Any = attempt(lambda: api.repo_info(repo_id, repo_type=kind))
+        parent = parent_commit or there.sha
+        old = {entry.rfilename for entry in there.siblings or ()} - files.keys() - {".gitattributes"}
+        size = sum(path.stat().st_size for path in files.values())
+        logger.info("pushing %d files, %.1f MB, to %s", len(files), size / 1e6, repo_id)
+
+        def commit() -> Any:
+            operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
+            operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(old)]
+            said = message or f"{Path(folder).name}: {len(files)} files"
+            try:
+                return api.create_commit(repo_id, operations, commit_message=said, repo_type=kind, parent_commit=parent)
+            except RuntimeError as error:  # the client wraps what befell an upload
+                if isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+                    raise error.__cause__ from None
+                raise
+
+        done = attempt(commit)
+    pushed = Pushed(repo_id, done.oid, f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
+    (Path(folder) / PUSHED_FILE).write_text(json.dumps(asdict(pushed), indent=1) + "\n")
+    return pushed
 
 
-def _check_results(results: Mapping[str, Any]) -> None:
-    """Refuse results that would leave a hole in a table.
+def read_pushed(folder: Path) -> Pushed | None:
+    """The version as which a folder was pushed last; None if it never was."""
+    try:
+        return Pushed(**json.loads((folder / PUSHED_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def collect(namespace: str, title: str, pushed: Sequence[Pushed], private: bool = True, description: str = "") -> str:
+    """Put models into one Collection of a namespace, in their order; returns its slug. Twice does nothing twice.
 
     Raises:
-        ValueError: No protocol, nothing measured, or a figure is missing or not finite; the message says which.
+        HubError: See `push`.
     """
-    if not str(results.get("protocol", "")).strip():
-        raise ValueError("results need a `protocol`: a sentence on which stars were trained on and which tested.")
-    tables = {name: results[name] for name in ("methods", "labels") if results.get(name)}
-    if not tables:
-        raise ValueError("results need `methods` (few-shot stage) or `labels` (earlier stages), got neither.")
-    if "methods" in tables and "spectrafm" not in tables["methods"]:
-        raise ValueError(f"`methods` must hold spectrafm, the model of the card; got {', '.join(tables['methods'])}.")
-    for method in tables.get("methods", {}):
-        for record in (results, *results.get("seeds", ())):
-            subsets = record["methods"].get(method, {})
-            for subset in SUBSETS:
-                _check_figures(f"{method}, {SUBSETS[subset]} stars, seed {record.get('seed')}", subsets.get(subset, {}))
-    for name, figures in tables.get("labels", {}).items():
-        _check_figures(name, figures)
-
-
-def _check_figures(where: str, figures: Mapping[str, Any]) -> None:
-    """All of `metrics.Figures` are there; None only where there is no star, or no sigma to cover with.
-
-    Raises:
-        ValueError: A figure is missing or not finite.
-    """
-    if absent := sorted(Figures.__required_keys__ - figures.keys()):
-        raise ValueError(f"{where}: no {', '.join(absent)} in the results; take them from metrics.summarise.")
-    for key, value in figures.items():
-        if not (value is None and (figures["n"] == 0 or key.startswith("coverage"))):
-            _finite(value, f"{where}, {key}: ")
-
-
-def _metadata(results: Mapping[str, Any], facts: CardFacts) -> ModelCardData:
-    """YAML head of the card; the few-shot results become a model index."""
-    optional: dict[str, Any] = {}
-    if "base_model" in facts:
-        optional |= {"base_model": facts["base_model"], "base_model_relation": "finetune"}
-    if results.get("methods"):
-        label = get_label(results["label"])
-        optional["eval_results"] = [
-            EvalResult(
-                task_type=PIPELINE_TAG,
-                task_name=f"{label.symbol} from spectra",
-                dataset_type="miles",
-                dataset_name=f"MILES, {SUBSETS[subset]} test stars",
-                dataset_config=subset,  # keeps the subsets apart: the model index merges what is equal
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=f"{'RMSE' if metric == 'rmse' else metric} [{label.unit}]",
-                metric_value=round(float(results["methods"]["spectrafm"][subset][metric]), 4),
+    api = HfApi()
+    with explained(f"collecting {title!r} of {namespace}"):
+        collection = attempt(
+            lambda: api.create_collection(
+                title, namespace=namespace, description=description[:150] or None, private=private, exists_ok=True
             )
-            for subset in SUBSETS
-            for metric in ("rmse", "bias", "scatter")
-            if results["methods"]["spectrafm"][subset]["n"] > 0
-        ]
-    return ModelCardData(
-        model_name=facts["model_name"],
-        license=facts["license"],
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=["astronomy", "stellar-spectra", "spectrafm"],
-        **optional,
-    )
+        )
+        for one in pushed:
+            attempt(partial(api.add_collection_item, collection.slug, one.repo_id, "model", exists_ok=True))
+    return collection.slug
 
 
-def _label_row(label: Label, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One label of the table of the earlier stages; 1 K and 0.001 dex are the last digits that mean anything."""
-    digits = "0f" if label.unit == "K" else "3f"
-    return {
-        "symbol": label.symbol,
-        "unit": label.unit,
-        "figures": figures,
-        "format": f"%.{digits}",
-        "signed": f"%+.{digits}",
-    }
-
-
-def _method_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per method: its name, its RMSE per subset (best in bold), its figures per subset."""
-    methods = results.get("methods", {})
-    values = {method: _rmse_per_subset(results, method) for method in methods}
-    best = _best(values)
-    return [
-        {
-            "name": method_name(method),
-            "rmse": [_cell(rmse, "**" if method == best[subset] else "") for subset, rmse in values[method].items()],
-            "figures": [(name, methods[method][subset]) for subset, name in SUBSETS.items() if subset != "all"],
-        }
-        for method in _ordered(methods)
-    ]
-
-
-def _ordered(methods: Mapping[str, Any]) -> list[str]:
-    """Methods in the order of `METHOD_NAMES`, others behind."""
-    return [name for name in METHOD_NAMES if name in methods] + [name for name in methods if name not in METHOD_NAMES]
-
-
-def _rmse_per_subset(results: Mapping[str, Any], method: str) -> dict[str, list[float]]:
-    """Subset -> RMSE of every seed (of the one seed if there is but one); empty where there is no star."""
-    records: Sequence[Mapping[str, Any]] = results.get("seeds") or [results]
-    figures = {subset: [record["methods"][method][subset] for record in records] for subset in SUBSETS}
-    return {subset: [one["rmse"] for one in each if one["n"] > 0] for subset, each in figures.items()}
-
-
-def _best(values: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, str | None]:
-    """Subset -> method of lowest mean RMSE."""
-    best: dict[str, str | None] = {}
-    for subset in SUBSETS:
-        measured = {method: float(np.mean(each[subset])) for method, each in values.items() if len(each[subset])}
-        best[subset] = min(measured, key=measured.__getitem__) if measured else None
-    return best
-
-
-def _cell(rmse: Sequence[float], mark: str) -> str:
-    """RMSE of one seed, or mean and standard deviation of several."""
-    if not rmse:
-        return "no star"
-    text = f"{rmse[0]:.3f}" if len(rmse) == 1 else f"{np.mean(rmse):.2f}\u00b1{np.std(rmse, ddof=1):.2f}"
-    return f"{mark}{text}{mark}"
-
-
-def _number(value: float) -> str:
-    """A number without needless digits."""
-    return f"{_finite(value):g}"
-
-
-def _count(value: int) -> str:
-    """A count with thousands separated."""
-    return f"{int(_finite(value)):,}"
-
-
-def _figure(value: float | None, form: str) -> str:
-    """A figure of `metrics.summarise`; None says that there was nothing to measure, which the reader is told."""
-    return "none" if value is None else form % _finite(value)
-
-
-def _finite(value: float | None, where: str = "") -> float:
-    """The number itself.
+def check_token(files: dict[str, Path]) -> None:
+    """Refuse to publish a file that holds the token with which it would be published.
 
     Raises:
-        ValueError: It is none, or not finite.
+        ValueError: Names the file, and not the token.
     """
-    if isinstance(value, str) or value is None or not math.isfinite(value):
-        raise ValueError(f"{where}a card needs finite numbers, got {value!r}; look at results.json and at the facts.")
-    return value
+    if token := (get_token() or "").encode():
+        for name, path in files.items():
+            if path.suffix in (".json", ".md", ".py", ".yaml", ".csv") and token in path.read_bytes():
+                raise ValueError(f"{name} holds your Hub token; take it out (and make a new one) before you publish.")
 
 
-def results_table(results: Mapping[str, Any]) -> str:
-    """The few-shot results for the terminal; `*` marks the best RMSE of a column.
+Result = TypeVar("Result")
+
+
+def attempt(action: Callable[[], Result], tries: int | None = None) -> Result:
+    """Do it, again after a passing fault of the server or of the line.
 
     Args:
-        results: The content of `results.json`. With several seeds RMSE is their mean and standard deviation; bias and
-            coverage are those of `results["methods"]` itself.
-
-    Returns:
-        Lines of at most 120 characters, without colour.
+        tries: At most; None = `ATTEMPTS`.
 
     Raises:
-        ValueError: A figure is missing or not finite.
+        The last fault, when so many tries did not help; any other one at once.
     """
-    _check_results(results)
-    label = get_label(results["label"])
-    methods = _ordered(results["methods"])
-    values = {method: _rmse_per_subset(results, method) for method in methods}
-    best = _best(values)
-    short = {"all": "all", "metal_poor": "poor", "metal_rich": "rich"}
-    ends = [subset for subset in SUBSETS if subset != "all"]
-    rows = [["method"]]
-    rows[0] += [f"RMSE {short[subset]}" for subset in SUBSETS]
-    rows[0] += [f"{name} {short[subset]}" for name in ("bias", "68 %") for subset in ends]
-    for method in methods:
-        figures = results["methods"][method]
-        row = [method_name(method)]
-        row += [_cell(values[method][subset], "*" if method == best[subset] else "") for subset in SUBSETS]
-        row += [_figure(figures[subset]["bias"], "%+.2f") for subset in ends]
-        row += [_figure(figures[subset]["coverage68"], "%.2f") for subset in ends]
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join(
-        [
-            f"{label.symbol} of {results['n_test']} test stars, {results['n_test_metal_poor']} of them metal-poor "
-            f"([Fe/H] < {METAL_POOR_BELOW:.0f}), learned from {results['n_train']} metal-rich ones.",
-            f"RMSE and bias in {label.unit}, * = best; 68 % = share of stars inside the predicted 68 % interval.",
-            "",
-            lines[0],
-            "-" * len(lines[0]),
-            *lines[1:],
-        ]
-    )
+    wait, tries = FIRST_WAIT, tries or ATTEMPTS
+    for number in range(1, tries + 1):
+        try:
+            return action()
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if number == tries or (status is not None and status not in PASSING):
+                raise
+            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+            pause = min(float(asked) if asked.isdigit() else wait, LONGEST_WAIT)
+            said = f"answered {status}" if status else f"did not answer ({type(error).__name__})"
+            logger.warning("the Hub %s; try %d of %d in %.0f s", said, number + 1, tries, pause)
+            time.sleep(pause)
+            wait *= 2
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Faults of the Hub in words of what was to be done; no token, no address with one, is in them.
+
+    Raises:
+        HubError: See the class.
+    """
+    nothing = "nothing of it is visible on main; the same command goes on where it was"
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise HubError(
+            f"{what}: no Hub token on this machine; log in with `hf auth login`, or set HF_TOKEN."
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise HubError(f"{what}: not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE?).") from error
+    except GatedRepoError as error:
+        raise HubError(f"{what}: the repository is gated; ask for access on its page.") from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{what}: the repository has no such revision.") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{what}: no such repository, or it is private and your token may not read it; look at its name and at "
+            "`hf auth whoami`."
+        ) from error
+    except HFValidationError as error:
+        raise HubError(f"{what}: {' '.join(str(error).split())}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = {
+            401: "your Hub token is not valid (expired or revoked?); log in again with `hf auth login`",
+            403: "your Hub token may not write there; look at the namespace and at the token's rights",
+            412: "somebody else changed main meanwhile; look at what came, then push again to put yours on top of it",
+            413: "the Hub refuses files of this size",
+            429: "the Hub asks for patience (429, too many requests); try again in some minutes",
+            507: "the Hub has no room for it (507)",
+        }.get(status, f"the Hub answered {status}")
+        raise HubError(f"{what}: {said}; {nothing}.") from error
+    except httpx2.TransportError as error:
+        raise HubError(f"{what}: the connection broke ({type(error).__name__}); {nothing}.") from error
+
+
+# ---------------------------------------------------------------- from the Hub
+
+
+def revision_of(name: str, revision: str | None = None, kind: str = "model") -> str | None:
+    """The commit that a branch or tag of a repository is now; None for a folder on this disk.
+
+    A commit stays what it is. Offline, or with the server away, the one in the cache counts.
+
+    Raises:
+        HubError: No such repository or revision, or it is neither reachable nor in the cache.
+    """
+    return None if Path(name).is_dir() else _look(name, revision, kind)[0]
+
+
+def _look(name: str, revision: str | None, kind: str) -> tuple[str, list[str] | None]:
+    """Commit of a repository, and the files it has; None where the Hub cannot be reached and the cache has to do.
+
+    Raises:
+        HubError: See `revision_of`.
+    """
+    with explained(f"looking up {name}" + (f" at {revision}" if revision else "")):
+        validate_repo_id(name)
+        try:
+            info: Any = attempt(lambda: HfApi().repo_info(name, revision=revision, repo_type=kind), tries=2)
+            return info.sha, [entry.rfilename for entry in info.siblings]
+        except (OfflineModeIsEnabled, httpx2.TransportError):
+            logger.warning("the Hub cannot be reached: taking %s from the cache", name)
+            there = snapshot_download(
+                name, revision=revision, repo_type=kind, local_files_only=True, allow_patterns=["README.md"]
+            )
+            return Path(there).name, None
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: itself, or a repository's files in the cache, looked through before.
+
+    Args:
+        name: A folder, or a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        ValueError: It holds what no checkpoint of ours has, see `check_names` and `check_checkpoint`.
+        HubError: It cannot be had.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        commit, names = _look(name, revision, "model")
+        check_names(name, names or ())
+        wanted = [*CHECKPOINT_FILES, "label_tie.json", "stage.json", "results.json", "README.md"]
+        with explained(f"fetching {name} at {commit}"):
+            # By the name that was asked for, which the cache then knows offline too.
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=names is None)
+            )
+        if folder.name != commit:
+            return fetch(name, folder.name)  # somebody pushed meanwhile: that version was not looked through
+    check_checkpoint(name, folder)
+    return folder
+
+
+def check_names(repository: str, names: Sequence[str]) -> None:
+    """Refuse a repository whose files reach out of it, or whose weights are programs.
+
+    Raises:
+        ValueError: Names the file and what is wrong with it.
+    """
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise ValueError(
+                f"{repository} has a file {name!r} that points outside of the repository; it is refused whole."
+            )
+        if path.suffix.lower() in CODE_THAT_RUNS and path.name not in NEVER_OPENED:
+            raise ValueError(
+                f"{repository} has {name}, a format that runs code when it is opened; only safetensors are accepted. "
+                "Ask its author for a checkpoint without it."
+            )
+
+
+def check_dataset(name: str, revision: str | None = None) -> None:
+    """Refuse a dataset whose card points at files outside of it.
+
+    Raises:
+        ValueError: See `check_names` and `check_data_files`.
+    """
+    if Path(name).is_dir():
+        card = Path(name) / "README.md"
+        text = card.read_text() if card.is_file() else ""
+    else:
+        commit, files = _look(name, revision, "dataset")
+        if files is None:
+            return  # what lies in the cache was looked at when it came
+        check_names(name, files)
+        if "README.md" not in files:
+            return
+        readme = attempt(lambda: hf_hub_download(name, "README.md", revision=commit, repo_type="dataset"))
+        text = Path(readme).read_text()
+    check_data_files(name, text)
+
+
+def check_data_files(name: str, card: str) -> None:
+    """Refuse data files in a card's YAML that are not files of its own folder.
+
+    Raises:
+        ValueError: Names the first such file.
+    """
+    try:
+        configs = DatasetCard(card, ignore_metadata_errors=True).data.to_dict().get("configs") or []
+    except (ValueError, YAMLError) as error:
+        raise ValueError(f"{name}: the metadata of README.md is no valid YAML.") from error
+    told = [entry for config in configs if isinstance(config, dict) for entry in [config.get("data_files")]]
+    while told:
+        entry = told.pop()
+        if isinstance(entry, list | tuple):
+            told += entry
+        elif isinstance(entry, dict):
+            told += [entry.get("path", list(entry.values()))]
+        elif isinstance(entry, str) and (
+            "://" in entry or "\\" in entry or PurePosixPath(entry).is_absolute() or ".." in PurePosixPath(entry).parts
+        ):
+            raise ValueError(f"{name}: README.md names data files outside of the dataset ({entry!r}); it is refused.")
+
+
+def check_checkpoint(name: str, folder: Path) -> None:
+    """Look through a checkpoint's files before anything is built from them; nothing is imported or unpickled.
+
+    Raises:
+        ValueError: A file is missing, is no JSON, names code that is not ours, or its weights are not safetensors.
+    """
+    if missing := [file for file in CHECKPOINT_FILES if not (folder / file).is_file()]:
+        raise ValueError(
+            f"{name} is no SpectraFM checkpoint: it lacks {', '.join(missing)} (weights as safetensors; pickled ones "
+            "are not opened)."
+        )
+    config, extractor = (_json(name, folder / file) for file in (CONFIG, EXTRACTOR))
+    if config.get("model_type") != SpectraFMConfig.model_type:
+        raise ValueError(
+            f"{name} is a model of type {config.get('model_type')!r}, not {SpectraFMConfig.model_type!r}; AutoModel "
+            "may load it, this package does not."
+        )
+    for file, told in ((CONFIG, config), (EXTRACTOR, extractor)):
+        auto_map = told.get("auto_map") or {}
+        foreign = [value for key, value in auto_map.items() if value != OUR_CODE.get(key)]
+        foreign += [one.get("impl") for one in (told.get("custom_pipelines") or {}).values()]
+        if foreign := [str(value) for value in foreign if value != OUR_PIPELINE]:
+            raise ValueError(
+                f"{name}: {file} names code that is not SpectraFM's ({', '.join(foreign)}); none of it was run. If you "
+                "trust its author, load it with AutoModel and trust_remote_code=True, at a pinned revision."
+            )
+    check_header(name, folder / WEIGHTS)
+
+
+def check_header(name: str, weights: Path) -> None:
+    """Refuse safetensors with a header that is larger than the file, or than any of ours, or not JSON.
+
+    Raises:
+        ValueError: See above.
+    """
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError(
+                f"{name}: {weights.name} claims a header of {length:,} bytes in a file of {size:,}; at most "
+                f"{LARGEST_HEADER:,} are read. The file is damaged, or made to exhaust memory."
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{name}: {weights.name} is not safetensors: its header is no JSON.") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{name}: {weights.name} is not safetensors: its header is no table of tensors.")
+
+
+def _json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{name}: {path.name} is no JSON ({error}).") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"{name}: {path.name} must hold a JSON object, got {type(told).__name__}.")
+    return told
+
+
+def load_pretrained(
+    name: str | Path, revision: str | None = None
+) -> tuple[SpectraFMForLabelPrediction, SpectraFMFeatureExtractor]:
+    """A checkpoint's model and extractor, by the code of this package alone.
+
+    Args:
+        name: A folder, or a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        ValueError: See `fetch`, or the files do not fit each other; HubError: it cannot be had.
+    """
+    folder = fetch(str(name), revision)
+    try:
+        model = SpectraFMForLabelPrediction.from_pretrained(folder, use_safetensors=True)
+        extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
+    except (SafetensorError, TypeError, RuntimeError, struct.error) as error:
+        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return model, extractor

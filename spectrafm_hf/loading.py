@@ -39,6 +39,8 @@ class RowEncoder:
         window: Part of the spectrum shown, vacuum Angstrom; None = all of it.
         context: Tokens shown at once, as a window drawn at random (tokens of one pixel: scattered); None = all.
         seed: Of that draw, which depends on the star and its place in the set, and on nothing else.
+        label_error: 1-sigma of all labels, scaled units, instead of the published ones: for synthetic stars, whose
+            labels are true. None = as published.
 
     Raises:
         ValueError: The window lies outside the model's range.
@@ -51,9 +53,10 @@ class RowEncoder:
         window: Sequence[float] | None = None,
         context: int | None = None,
         seed: int = 0,
+        label_error: float | None = None,
     ):
         self.feature_extractor, self.wavelength = feature_extractor, wavelength
-        self.window, self.context, self.seed = window, context, seed
+        self.window, self.context, self.seed, self.label_error = window, context, seed, label_error
         low, high = feature_extractor.wavelength_range
         if window is not None and not (window[0] <= high and window[1] >= low):
             raise ValueError(
@@ -79,6 +82,8 @@ class RowEncoder:
             for suffix in ("", "_err")
         )
         encoded, encoded_errors = self.feature_extractor.encode_labels(labels, errors)
+        if self.label_error is not None:
+            encoded_errors = np.full_like(encoded_errors, self.label_error)
         rows: list[Row | None] = []
         for i, index in enumerate(indices):
             try:
@@ -151,12 +156,13 @@ def stream_rows(
     endless: bool = True,
     window: Sequence[float] | None = None,
     context: int | None = None,
+    label_error: float | None = None,
 ) -> datasets.IterableDataset:
     """A streamed dataset as training rows.
 
     Args:
         dataset: Of `load_dataset(..., streaming=True)`.
-        feature_extractor, wavelength, window, context: See `RowEncoder`.
+        feature_extractor, wavelength, window, context, label_error: See `RowEncoder`.
         seed: Decides the order and the windows.
         buffer_size: Rows among which the next one is drawn; 0 = no shuffling. 1,000 APOGEE rows take 70 MB.
         endless: Start again when all rows were seen (training counts steps). False = one pass, for evaluation.
@@ -164,7 +170,7 @@ def stream_rows(
     Raises:
         ValueError: See `RowEncoder`.
     """
-    encoder = RowEncoder(feature_extractor, wavelength, window, context, seed)
+    encoder = RowEncoder(feature_extractor, wavelength, window, context, seed, label_error)
     rows = dataset.with_format(_format(wavelength))
     if endless:
         rows = rows.repeat(None)

@@ -46,7 +46,8 @@ METHOD_NAMES = {
 }
 """Key in `results.json` -> how figures, tables and cards write it, in the order in which they show it."""
 
-_HALF_WIDTHS = {name: NormalDist().inv_cdf(0.5 + probability / 2) for name, probability in NOMINAL_COVERAGE.items()}
+HALF_WIDTHS = {name: NormalDist().inv_cdf(0.5 + probability / 2) for name, probability in NOMINAL_COVERAGE.items()}
+"""Of the central intervals, in sigma of a Gaussian."""
 
 
 def method_name(method: str) -> str:
@@ -107,10 +108,10 @@ def summarise(
     if residual.size == 0:
         return Figures(n=0, rmse=None, bias=None, scatter=None, coverage68=None, coverage95=None)
 
-    coverage: dict[str, float | None] = dict.fromkeys(_HALF_WIDTHS)
+    coverage: dict[str, float | None] = dict.fromkeys(HALF_WIDTHS)
     if sigma is not None:
         total = np.hypot(_finite(label, "sigma", sigma, measured), known_errors(label, truth_err, measured))
-        coverage = {name: float(np.mean(np.abs(residual) <= z * total)) for name, z in _HALF_WIDTHS.items()}
+        coverage = {name: float(np.mean(np.abs(residual) <= z * total)) for name, z in HALF_WIDTHS.items()}
     bias = float(np.median(residual))
     return Figures(
         n=residual.size,

@@ -1,8 +1,16 @@
 """A tiny model, a tiny extractor, a fake star with known lines and a fake library; no network."""
 
 import os
+import socket
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+# Before huggingface_hub is imported. No test ever reaches the real Hub: tests/hub bring their own to this port.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))  # not among the person's own runs
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # with it every large upload would go to a Xet server, which no local Hub is
 
 import numpy as np
 import pytest
@@ -139,6 +147,6 @@ def use_fake_library(monkeypatch, fake_library):
         assert name == "miles"
         return fake_library if split is None else Library("miles", fake_library.split(split), fake_library.report)
 
-    monkeypatch.setattr("spectrafm_hf.stages.load_library", load)
+    monkeypatch.setattr("spectrafm_hf.stage_data.load_library", load)
     monkeypatch.setattr("spectrafm_hf.benchmark.load_library", load)
     return fake_library

@@ -15,7 +15,7 @@ from spectrafm_hf.benchmark import STAGE_NAMES, TransferPlan, check_test_stars, 
 from spectrafm_hf.builders.libraries import Library
 from spectrafm_hf.builders.selection import SelectionReport
 from spectrafm_hf.metrics import METHOD_NAMES
-from spectrafm_hf.stages import read_recipe
+from spectrafm_hf.recipe import read_recipe
 
 ALWAYS = {
     "seed": 0,

@@ -1,21 +1,25 @@
 """Dataset cards: complete for every dataset, parsed by the Hub's own code, impossible with a fact missing."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from datasets import DatasetInfo, Features
+import yaml
+from datasets import DatasetInfo, Features, load_dataset
 from huggingface_hub import DatasetCard
 from jinja2 import UndefinedError
 
 from spectrafm_hf.builders import dataset_card
-from spectrafm_hf.builders.build import Build
+from spectrafm_hf.builders.build import Build, build_dataset
 from spectrafm_hf.builders.dataset_card import check_facts, load_facts, render_dataset_card, size_category
 from spectrafm_hf.builders.leak_audit import LeakAudit
 from spectrafm_hf.builders.parquet_layout import ShardRecord
 from spectrafm_hf.builders.rows import FILE, FLUX_SCALE, LABEL_COLUMNS, Layout, WavelengthGrid
 from spectrafm_hf.builders.selection import CutResult, SelectionReport
 from spectrafm_hf.builders.spectra_builder import Plan, Skipped
+from spectrafm_hf.builders.synthetic import SyntheticConfig
+from spectrafm_hf.card_templates import name_repo
 
 DATASETS = ("synthetic", "miles", "stelib", "apogee_dr17", "mmu_apogee_dr17", "folder")
 
@@ -64,8 +68,51 @@ def test_card_of_every_dataset_makes_the_round_trip(tmp_path, dataset, ragged):
     assert "| fgk | 200 | 784 | 3700 <= teff \\| K |" in text
     assert "train 700 spectra of 690 systems" in text
     assert "{{" not in text
+    for section in (
+        "How to load",
+        "What is in it",
+        "Where it comes from",
+        "What was left out",
+        "Known faults",
+        "Licence",
+    ):
+        assert f"\n## {section}\n" in text
+    assert "[`manifest.json`](manifest.json)" in text  # settings, revision of the source, versions, SHA-256
+    assert yaml.safe_load(text.split("---\n", 2)[1]) == data
     assert all(fault in text for fault in facts["faults"])
     assert all(citation in text for citation in facts["citations"])
+
+
+def test_code_of_the_card_loads_what_was_built(tmp_path):
+    """As from a repository: a folder with this card and these files is loaded by the same code."""
+    folder = tmp_path / "built"
+    made = build_dataset([SyntheticConfig(n=300)], folder, progress=False)
+    card = name_repo((folder / "README.md").read_text(), str(folder))
+    code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    told = {}
+    for block in code:
+        exec(block, told)
+    assert told["row"]["object_id"].startswith("SYNAPOGEE")
+    assert len(told["row"]["flux"]) == len(told["wavelength"]) == 7514
+    np.testing.assert_array_equal(np.asarray(told["wavelength"]), made.plans["synthetic"].grid.wavelength)  # float64
+    # And as its hints say, in streaming: a part, and bulk.
+    assert 'columns=["object_id", "fe_h"], filters=[("fe_h", "<", -1.0)], streaming=True' in card
+    poor = load_dataset(
+        str(folder), "synthetic", split="train",
+        columns=["object_id", "fe_h"], filters=[("fe_h", "<", -1.0)], streaming=True,
+    )  # fmt: skip
+    every = list(load_dataset(str(folder), "synthetic", split="train", columns=["object_id", "fe_h"], streaming=True))
+    assert list(poor) == [row for row in every if row["fe_h"] < -1]
+    assert 0 < len(list(poor)) < len(every)
+    batch = next(told["spectra"].with_format("torch").iter(batch_size=16))
+    assert tuple(batch["flux"].shape) == (16, 7514)
+
+
+def test_the_block_names_a_split_that_has_rows(tmp_path):
+    made = build(tmp_path)
+    assert 'split="train", revision=revision, streaming=True)' in render_dataset_card(made, load_facts("miles"))
+    only_test = dataclasses.replace(made, shards=tuple(shard for shard in made.shards if shard.split == "test"))
+    assert '"miles", split="test", revision=revision' in render_dataset_card(only_test, load_facts("miles"))
 
 
 def test_known_facts_stand_in_the_cards():

@@ -19,6 +19,7 @@ REMOTE_CODE = (
     "configuration_spectrafm",
     "modeling_spectrafm",
     "feature_extraction_spectrafm",
+    "pipeline_spectrafm",
     "labels",
     "spectra",
 )

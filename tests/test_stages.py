@@ -20,7 +20,8 @@ from spectrafm_hf import SpectraFMFeatureExtractor, SpectraFMForLabelPrediction,
 from spectrafm_hf.few_shot import draw_stars
 from spectrafm_hf.prediction import Observed, predict_on_grid
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
-from spectrafm_hf.stages import fingerprint, last_checkpoint, read_recipe, recipe_folder, run_stage
+from spectrafm_hf.recipe import read_recipe, recipe_folder
+from spectrafm_hf.stages import fingerprint, last_checkpoint, run_stage
 from spectrafm_hf.synthesis.label_tie import LabelTie
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train.py"
@@ -33,6 +34,7 @@ COMMON = {
     "seed": 0,
     "disable_tqdm": True,
     "use_cpu": True,
+    "validations": 1,
 }
 SYNTHETIC = COMMON | {
     "stage": "1-synthetic",
@@ -135,7 +137,7 @@ def test_missing_recipe_names_its_neighbours(tmp_path):
         (SYNTHETIC | {"learning_rate": "1e-4"}, "learning_rate must be a number, got text '1e-4'; YAML wants 1.0e-4"),
         ({"stage": "x", "labels": ["fe_h"]}, "lacks n_spectra, window"),
         (SYNTHETIC | {"n_spectra": 0}, "n_spectra must be at least 1 spectrum, got 0"),
-        (SYNTHETIC | {"data": "sdss"}, "data must be synthetic or miles, got 'sdss'"),
+        (SYNTHETIC | {"data": "sdss"}, "data must be synthetic, miles or dataset, got 'sdss'"),
         (SYNTHETIC | {"window": [5400.0, 5000.0]}, "window must be .low, high. in vacuum Angstrom"),
         (SYNTHETIC | {"window": [5000.0]}, "window must be .low, high."),
         (SYNTHETIC | {"replay": 0.5}, "belong to stages on real stars"),
@@ -154,6 +156,14 @@ def test_missing_recipe_names_its_neighbours(tmp_path):
         (SYNTHETIC | {"window": ["blue", "red"]}, "window must be list.float."),
         (SYNTHETIC | {"sampler": 5}, "sampler must hold `key: value` lines, got 5"),
         (SYNTHETIC | {"seed": -1}, "seed must lie in 0 to"),
+        (SYNTHETIC | {"hub_token": "hf_x"}, "hub_token would end up in the checkpoints"),
+        (SYNTHETIC | {"push_to_hub": True}, "publish with --push-to NAMESPACE"),
+        (SYNTHETIC | {"data": "dataset"}, "belong together"),
+        (SYNTHETIC | {"dataset": "astro/spectra"}, "belong together"),
+        (SYNTHETIC | {"true_labels": True}, "belong to `data: dataset`"),
+        (SYNTHETIC | {"true_labels": 1}, "true_labels must be bool, got 1"),
+        (SYNTHETIC | {"data": "dataset", "dataset": "astro/spectra", "replay": 0.5}, "belong to stages on real stars"),
+        (SYNTHETIC | {"validations": -1}, "must not be negative"),
     ],
 )
 def test_recipe_that_makes_no_sense_is_refused(tmp_path, recipe, message):
@@ -181,7 +191,7 @@ def test_fingerprint_knows_what_decides_and_what_does_not(tmp_path):
 
 def test_stage_leaves_a_folder_that_hugging_face_loads(parent):
     assert {path.name for path in parent.iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json", "stage.json",
+        "config.json", "model.safetensors", "preprocessor_config.json", "results.json", "stage.json",
     }  # fmt: skip
     model, extractor = AutoModel.from_pretrained(parent), AutoFeatureExtractor.from_pretrained(parent)
     assert type(model) is SpectraFMForLabelPrediction
@@ -533,7 +543,7 @@ def test_command_says_that_the_stars_cannot_be_had(tmp_path, monkeypatch, capsys
     def unavailable(*args, **kwargs):
         raise LibrariesUnavailableError("the libraries are neither in the cache nor to be had")
 
-    monkeypatch.setattr("spectrafm_hf.stages.load_library", unavailable)
+    monkeypatch.setattr("spectrafm_hf.stage_data.load_library", unavailable)
     path = written(tmp_path, OBSERVED | {"model": str(parent)})
     assert_refused(command(monkeypatch, capsys, path, "--output", tmp_path / "stage"), "nor to be had")
 

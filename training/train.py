@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
+from spectrafm_hf.publishing import publish
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
-from spectrafm_hf.stages import leave_process_group, read_recipe, run_stage
+from spectrafm_hf.recipe import read_recipe
+from spectrafm_hf.stages import leave_process_group, run_stage
 
 
 def main() -> int:
@@ -24,6 +27,8 @@ def main() -> int:
     parser.add_argument("--model", help="parent folder or Hub repository, over the recipe's")
     parser.add_argument("--seed", type=int, help="over the recipe's")
     parser.add_argument("--n-spectra", type=int, help="budget, over the recipe's")
+    parser.add_argument("--push-to", metavar="NAMESPACE", help="publish the stage there, user or organisation; private")
+    parser.add_argument("--public", action="store_true", help="make a new repository of --push-to public")
     parser.add_argument("--again", action="store_true", help="repeat the stage although it is done")
     asked = parser.parse_args()
     changes: dict[str, Any] = {
@@ -40,6 +45,8 @@ def main() -> int:
             *read_recipe(asked.recipe, **{key: value for key, value in changes.items() if value is not None}),
             again=asked.again,
         )
+        if asked.push_to and PartialState().is_main_process:
+            publish(folder, asked.push_to, private=not asked.public)
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="draws of the 100 stars")
     parser.add_argument("--recipes", type=Path, help="folder with your own recipes")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on every stage's number of spectra")
+    parser.add_argument("--push-to", metavar="NAMESPACE", help="publish the models there, private, in a Collection")
     parser.add_argument("--again", action="store_true", help="repeat what is done")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
@@ -30,13 +31,17 @@ def main() -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # of saving and loading; the stages have bars of their own
-    from spectrafm_hf.benchmark import TransferPlan, results_table, run_transfer
+    from spectrafm_hf.benchmark import STAGE_NAMES, TransferPlan, results_table, run_transfer
+    from spectrafm_hf.publishing import publish
     from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
 
     start = time.monotonic()
     try:
         plan = TransferPlan(asked.output, asked.seeds, asked.recipes, asked.budget, asked.again)
         results = run_transfer(plan)
+        parent = None
+        for name in STAGE_NAMES if asked.push_to else ():
+            parent = publish(asked.output / name, asked.push_to, parent=parent)
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

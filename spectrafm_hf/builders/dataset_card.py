@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
-from jinja2 import Environment, StrictUndefined
 
-from ..card_templates import card_template
+from ..card_templates import REPO_OR_FOLDER, card_environment, card_template
 from .rows import FLUX, WavelengthGrid
 
 if TYPE_CHECKING:
@@ -94,10 +93,8 @@ def render_dataset_card(build: Build, facts: Mapping[str, Any]) -> str:
     """
     facts = check_facts(facts, build.dataset)
     infos = _infos(build)
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"count": _count, "megabytes": _megabytes, "cell": _cell}
+    environment = card_environment()
+    environment.filters["megabytes"] = _megabytes
     first = next(iter(build.plans))
     layout = build.plans[first].layout
     return environment.from_string(card_template("dataset_card.md.jinja")).render(
@@ -105,6 +102,8 @@ def render_dataset_card(build: Build, facts: Mapping[str, Any]) -> str:
         facts=facts,
         dataset=build.dataset,
         default=first,
+        split=next(split for split in build.plans[first].splits if build.rows(first, split)),
+        placeholder=REPO_OR_FOLDER,
         configs=[_config(build, name) for name in build.plans],
         columns=[
             {
@@ -202,14 +201,5 @@ def _metadata(build: Build, facts: Mapping[str, Any], infos: Mapping[str, Datase
     return data.to_yaml()
 
 
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())

@@ -1,0 +1,153 @@
+"""A stage's folder -> its card -> its repository on the Hub -> the Collection of the stages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .hub import Pushed, collect, is_dataset, push, staged
+from .model_card import CardFacts, eval_results_yaml, render_model_card
+
+logger = logging.getLogger(__name__)
+
+COLLECTION = "SpectraFM"
+EVAL_RESULTS = ".eval_results/spectrafm.yaml"
+
+FIGURES = {
+    "predicted_against_true": "Predicted against catalogue [Fe/H] of the test stars, by every method.",
+    "metal_poor_rmse": "RMSE of [Fe/H] of the metal-poor test stars, by every method.",
+    "learning_curve": "Loss in training, in nats per label, against spectra seen.",
+}
+"""Beginning of a figure's name, in figures/ beside the card -> what it shows."""
+
+
+def repository_of(namespace: str, stage: str) -> str:
+    """Where a stage is published: `namespace/spectrafm-STAGE`."""
+    return f"{namespace}/spectrafm-{stage}"
+
+
+def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = None) -> CardFacts:
+    """What the card of a finished stage says beside its results, from its stage.json.
+
+    Args:
+        folder: Of the stage.
+        repo: Hub id the card is for; None = the card of the folder itself.
+        parent: Version on the Hub that the stage began from; None = what stage.json knows of it.
+
+    Raises:
+        ValueError: The stage is not done, or something a card needs is not known.
+    """
+    record = _read(folder / "stage.json")
+    recipe, ranges, began_from = record["recipe"], record["label_ranges"], record["parent"]
+    if parent is not None:
+        began_from = {"id": parent.repo_id, "revision": parent.revision}
+    if lacking := [name for name in (*recipe["labels"], "teff") if name not in ranges]:
+        raise ValueError(
+            f"the card of {folder.name} needs the range of {', '.join(lacking)} in training, which no training "
+            "spectrum tells; give the stars these labels."
+        )
+    if record["fwhm"] is None:
+        raise ValueError(
+            f"the card of {folder.name} needs the sharpness of the training spectra; give the dataset lsf_sigma "
+            "(Angstrom) or resolving_power."
+        )
+    facts = CardFacts(
+        model_name=f"spectrafm-{record['stage']}",
+        folder=folder.name,
+        license="mit",
+        labels={name: tuple(ranges[name]) for name in recipe["labels"]},
+        wavelength_range=tuple(recipe["window"]),
+        teff_range=tuple(ranges["teff"]),
+        fwhm=record["fwhm"],
+        n_parameters=record["n_parameters"],
+        recipe=f"{record['stage']}.yaml",
+        training_data=record["training_data"],
+        parent=began_from and began_from["id"],
+        spectra_seen=recipe["n_spectra"],
+        seed=record["seed"],
+        versions=record["versions"],
+        repo=repo,
+        datasets=record["datasets"],
+        snr_range=record["snr_range"] and tuple(record["snr_range"]),
+        resolving_power=(power := record.get("resolving_power")) and tuple(power),
+        calibration=record["calibration"],
+        figures=[
+            (path.relative_to(folder).as_posix(), caption)
+            for beginning, caption in FIGURES.items()
+            for path in sorted((folder / "figures").glob(f"{beginning}*.png"))
+        ],
+    )
+    if recipe["data"] == "dataset":
+        facts["survey"] = None  # whom to cite stands in the dataset's own card
+    if began_from and began_from["revision"]:
+        facts |= {"base_model": began_from["id"], "base_model_revision": began_from["revision"]}
+    return facts
+
+
+def write_card(folder: Path, results: Mapping[str, Any], facts: CardFacts) -> None:
+    """README.md and, where the stars tested on are on the Hub, .eval_results, into a stage's folder.
+
+    Raises:
+        ValueError, jinja2.UndefinedError: See `render_model_card`.
+    """
+    stage = _read(folder / "stage.json")["stage"]
+    (folder / "README.md").write_text(render_model_card(results, stage, facts))
+    test = facts.get("test_dataset") or next(iter(facts.get("datasets", ())), None)
+    told = eval_results_yaml(results, facts, test["id"], test["revision"]) if test else None
+    if told is not None:
+        (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        (folder / EVAL_RESULTS).write_text(told)
+
+
+def what_goes(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str, str, dict[str, int]]:
+    """What `publish` would do: repository, its kind (`model` or `dataset`), and path in it -> size in bytes.
+
+    The card of a stage is rendered for that repository, into the stage's folder.
+
+    Raises:
+        ValueError: See `publish`.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; give one that a stage, or `spectrafm build`, has written.")
+    if is_dataset(folder):
+        repo, kind = to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
+    else:
+        record = _read(folder / "stage.json")
+        repo, kind = to if "/" in to else repository_of(to, record["stage"]), "model"
+        write_card(folder, _read(folder / "results.json"), card_facts(folder, repo, parent))
+    with staged(folder, repo) as files:
+        return repo, kind, {name: path.stat().st_size for name, path in files.items()}
+
+
+def publish(folder: Path, to: str, private: bool = True, parent: Pushed | None = None) -> Pushed:
+    """Push a finished stage - model, extractor, code, card, results - or a built dataset.
+
+    A stage goes into the namespace's Collection too.
+
+    Args:
+        folder: Of the stage, see `stages.run_stage`; or of `spectrafm build`.
+        to: `namespace` (user or organisation on the Hub), or `namespace/name`.
+        private: Of a new repository and Collection.
+        parent: See `card_facts`.
+
+    Raises:
+        ValueError: The stage is not done, or its card lacks something; HubError: see `hub.push`.
+    """
+    repo, kind, files = what_goes(folder, to, parent)
+    pushed = push(folder, repo, private, message=f"{folder.resolve().name}: {len(files)} files")
+    logger.info("%s is now %s at %s", folder.name, pushed.url, pushed.revision)
+    if kind == "model":
+        what = "Labels of stars from spectra: pre-trained on synthetic, then observed ones, then on a few stars."
+        collect(repo.split("/")[0], COLLECTION, [pushed], private, what)
+    return pushed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); finish the stage first.") from error
+    return told

@@ -1,0 +1,382 @@
+"""What a stage learns from, and the spectra it is judged by: synthetic ones, stars of a library, a streamed dataset.
+
+Every training row is a function of (seed, row number), or of a pinned revision of a dataset and the seed, so that a
+killed stage goes on with the rows it would have seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset
+
+from .builders.grids import read_wavelength_grid
+from .builders.libraries import load_library
+from .calibration import sigma_factors
+from .collation import Interleaved, ObservedSpectra, Row, SyntheticSpectra
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .few_shot import draw_stars
+from .hub import attempt, check_dataset, explained
+from .labels import get_label
+from .loading import RowEncoder, stream_rows
+from .metrics import BIN_EDGES, summarise, summarise_bins
+from .modeling_spectrafm import SpectraFMForLabelPrediction
+from .prediction import Observed, Predicted, ask
+from .recipe import StageArguments
+from .spectra import Spectrum
+from .synthesis.cannon import LABEL_NAMES
+from .synthesis.label_tie import LabelTie
+from .synthesis.observing import ObservingConditions
+from .synthesis.sampler import LabelSampler
+
+logger = logging.getLogger(__name__)
+
+N_HELD_OUT = 500
+"""Synthetic or streamed spectra by which a stage is judged; of a library, the stars of its validation split."""
+
+SIGMA_TO_FWHM = 2.354820
+"""Of a Gaussian."""
+
+HELD_OUT_SEED = 1_000_003
+"""Of synthetic stars for that: no recipe's seed."""
+
+
+def synthesis(stage: StageArguments) -> dict[str, Any]:
+    """How the recipe wants its synthetic stars drawn and observed: arguments of `SyntheticSpectra`."""
+    return {
+        "fwhm": stage.fwhm,
+        "sampler": LabelSampler(**stage.sampler),
+        "conditions": ObservingConditions(**stage.observing),
+        "label_error": stage.synthetic_label_error,
+    }
+
+
+def choose_stars(stage: StageArguments, seed: int) -> list[Spectrum]:
+    """The stage's training stars: all of the training split, or the few drawn by the seed."""
+    stars = load_library(stage.data, split="train").spectra
+    if stage.n_stars is not None:
+        return draw_stars(stars, stage.n_stars, lowest_fe_h(stage), seed)
+    return [star for star in stars if star.labels["fe_h"] > lowest_fe_h(stage)]
+
+
+def lowest_fe_h(stage: StageArguments) -> float:
+    """The recipe's limit on [Fe/H], dex; minus infinity if it sets none."""
+    return -np.inf if stage.fe_h_above is None else stage.fe_h_above
+
+
+def only_learned(stage: StageArguments, names: list[str], labels: np.ndarray) -> np.ndarray:
+    """Labels that the stage does not learn become missing."""
+    return np.where(np.isin(names, stage.labels), labels, np.nan)
+
+
+def observed_rows(
+    stage: StageArguments,
+    extractor: SpectraFMFeatureExtractor,
+    stars: Observed,
+    learned: np.ndarray,
+    tie: LabelTie | None,
+    seed: int,
+) -> Dataset:
+    """Real spectra with the labels learned from them, shape (n_stars, n_labels), and replayed synthetic ones."""
+    real = ObservedSpectra(
+        extractor, stars.flux, stars.good, learned, stars.label_errors, stage.n_spectra, seed,
+        noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
+    )  # fmt: skip
+    if not stage.replay:
+        return real
+    # In the few-shot stage the replay shows what the stage sees; before, it keeps the whole range alive.
+    window = stage.window if stage.n_stars else None
+    replayed = SyntheticSpectra(
+        extractor, stage.n_spectra, seed + 1, context=stage.context, window=window, relabel=tie, learned=stage.labels,
+        **synthesis(stage),
+    )  # fmt: skip
+    return Interleaved(real, replayed, stage.n_spectra, n_first=round(4 * (1 - stage.replay)), period=4)
+
+
+# ---------------------------------------------------------------- a dataset, streamed
+
+
+def open_split(stage: StageArguments, split: str) -> datasets.IterableDataset:
+    """A split of the recipe's dataset as a stream, at its revision.
+
+    Raises:
+        ValueError: No such config or split, or its card points at files outside of it, see `hub.check_data_files`.
+        HubError: It cannot be had.
+    """
+    name, revision = str(stage.dataset), stage.dataset_revision
+    with explained(f"streaming {name}"):
+        check_dataset(name, revision)
+        # Once rows stream, `datasets` itself tries a broken connection again; on the way there it does not.
+        return attempt(
+            lambda: datasets.load_dataset(name, stage.dataset_config, split=split, streaming=True, revision=revision)
+        )
+
+
+def read_pixels(stage: StageArguments) -> np.ndarray | None:
+    """Wavelengths that all spectra of the recipe's dataset share, vacuum Angstrom; None = rows bring their own."""
+    with explained(f"reading the wavelengths of {stage.dataset}"):
+        return attempt(lambda: read_wavelength_grid(str(stage.dataset), stage.dataset_revision))
+
+
+def streamed_rows(
+    stage: StageArguments, extractor: SpectraFMFeatureExtractor, seed: int, n_processes: int = 1
+) -> datasets.IterableDataset:
+    """Training rows of the recipe's dataset, endless and shuffled: the mode in which resuming is exact.
+
+    Args:
+        n_processes: That share its shards.
+
+    Raises:
+        ValueError: Fewer shards than processes; see also `open_split`.
+    """
+    stream = open_split(stage, "train")
+    if stream.num_shards < n_processes:
+        raise ValueError(
+            f"{stage.dataset} has {stream.num_shards} training files, fewer than the {n_processes} processes, each of "
+            "which reads its own; build it with more shards (--shards), or use fewer processes."
+        )
+    if stream.num_shards % n_processes:
+        logger.warning(
+            "%d files over %d processes: stars of the processes with fewer files are seen more often",
+            stream.num_shards, n_processes,
+        )  # fmt: skip
+    return stream_rows(
+        stream,
+        extractor,
+        read_pixels(stage),
+        seed=seed,
+        buffer_size=stage.shuffle_buffer,
+        window=stage.window,
+        context=stage.context,
+        label_error=stage.synthetic_label_error if stage.true_labels else None,
+    )
+
+
+def first_rows(stage: StageArguments, split: str, n: int) -> dict[str, Any]:
+    """Columns of the first `n` rows of a split of the recipe's dataset.
+
+    Raises:
+        ValueError: The split is empty.
+    """
+    with explained(f"streaming {stage.dataset}"):
+        taken = list(open_split(stage, split).take(n))
+    if not taken:
+        raise ValueError(f"the split {split} of {stage.dataset} is empty.")
+    return {name: [row[name] for row in taken] for name in taken[0]}
+
+
+def fit_to_dataset(extractor: SpectraFMFeatureExtractor, stage: StageArguments, n: int = 2000) -> None:
+    """Mean and spread of each pixel from the first `n` training spectra, in place.
+
+    Raises:
+        ValueError: Neither model nor dataset has a grid that all spectra share.
+    """
+    wavelength = read_pixels(stage)
+    if extractor.pixel_width is None and wavelength is None:
+        raise ValueError(
+            f"spectra of {stage.dataset} bring their own pixels each, and so does this extractor: there is nothing to "
+            "average over. Give `pixel_width` (Angstrom) under `extractor:`, or start from a parent."
+        )
+    columns = first_rows(stage, "train", n)
+    placed = [
+        extractor.place(flux, columns["wavelength"][row] if wavelength is None else wavelength, bad_pixel)
+        for row, (flux, bad_pixel) in enumerate(zip(columns["flux"], columns["bad_pixel"], strict=True))
+    ]
+    flux, good = np.stack([one.flux for one in placed]), np.stack([one.good for one in placed])
+    extractor.fit_flux_norms(flux, good, placed[0].wavelength if extractor.pixel_width is None else None)
+
+
+# ---------------------------------------------------------------- what a stage is judged by
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Spectra that no training row comes from.
+
+    Attributes:
+        what: What they are, for people.
+        rows: As `prediction.ask` takes them.
+        labels: Shape (n_spectra, n_labels), K and dex, NaN = missing.
+        errors: Published 1-sigma, same shape and units, NaN = not published; None = the labels are true.
+    """
+
+    what: str
+    rows: list[Row]
+    labels: np.ndarray
+    errors: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, chosen: slice) -> HeldOut:
+        return HeldOut(
+            self.what, self.rows[chosen], self.labels[chosen], None if self.errors is None else self.errors[chosen]
+        )
+
+
+def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> HeldOut:
+    """The spectra by which a stage is judged: synthetic ones of another seed, or the validation split of its stars.
+
+    They have the window of the stage, and of the model's labels those that are known.
+
+    Raises:
+        ValueError: There are none.
+    """
+    low, high = stage.window
+    where = f"{low:.0f}-{high:.0f} vacuum Angstrom"
+    if stage.data == "synthetic":
+        # Of the stage's own window and noise, but whole: a draw of contexts would judge the draw.
+        made = SyntheticSpectra(extractor, N_HELD_OUT, seed=HELD_OUT_SEED, window=stage.window, **synthesis(stage))
+        labels, flux, good, _ = made.synthesize(range(len(made)))
+        columns = [LABEL_NAMES.index(name) for name in extractor.label_names]
+        return HeldOut(
+            f"{len(flux)} synthetic stars it has not seen, observed as in training, {where}",
+            _token_rows(extractor, flux, good & extractor.inside(low, high)),
+            labels[:, columns],
+            None,
+        )
+    if stage.data == "miles":
+        stars = Observed.from_spectra(load_library("miles", split="validation").spectra, extractor, stage.window)
+        what = f"{len(stars.flux)} stars of the validation split of MILES, {where}"
+        return HeldOut(what, _token_rows(extractor, stars.flux, stars.good), stars.labels, stars.label_errors)
+    told = first_rows(stage, "validation", N_HELD_OUT)
+    wavelength = read_pixels(stage)
+    made_rows = RowEncoder(extractor, wavelength, window=stage.window)(told, range(len(told["object_id"])))
+    seen = [row is not None for row in made_rows]
+
+    def table(suffix: str) -> np.ndarray:
+        values = [[np.nan if v is None else v for v in told[name + suffix]] for name in extractor.label_names]
+        return np.array(values, dtype=float).T[seen]
+
+    return HeldOut(
+        f"{sum(seen)} stars of the validation split of {told_as(stage.dataset, stage.dataset_revision)}, {where}",
+        [_inputs(row) for row in made_rows if row is not None],
+        table(""),
+        None if stage.true_labels else table("_err"),
+    )
+
+
+def _token_rows(extractor: SpectraFMFeatureExtractor, flux: np.ndarray, good: np.ndarray) -> list[Row]:
+    scaled, usable = extractor.clean(flux, good)
+    return [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
+
+
+def _inputs(row: Row) -> Row:
+    """A training row without what is asked."""
+    return {name: values for name, values in row.items() if name not in ("labels", "label_errors")}
+
+
+def judge(
+    model: SpectraFMForLabelPrediction,
+    extractor: SpectraFMFeatureExtractor,
+    judged_by: HeldOut,
+    calibrate: bool,
+    learned: list[str],
+) -> dict[str, Any]:
+    """Calibrate sigma on every other held-out spectrum, and say how good the answers for the rest are.
+
+    Args:
+        calibrate: Fit `sigma_factors` of the extractor, in place; otherwise they stay, and all spectra are the rest.
+        learned: Labels of this stage; the others keep their factors.
+
+    Returns:
+        results.json of a stage: `{"protocol", "labels": {name: figures}, "bins": {name: {binned by: [figures]}},
+        "n_calibration", "calibrated"}`; figures of `metrics.summarise`.
+    """
+    mean, log_var, features = ask(model, extractor, judged_by.rows, 64)
+    rest, n_calibration = slice(None), 0
+    if calibrate:
+        half, rest = slice(0, None, 2), slice(1, None, 2)
+        kept = extractor.sigma_factors
+        extractor.sigma_factors = {}
+        own = Predicted.of(extractor, mean[half], log_var[half], features[half])
+        errors = None if judged_by.errors is None else judged_by.errors[half]
+        fitted = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)
+        extractor.sigma_factors = kept | {name: pair for name, pair in fitted.items() if name in learned}
+        n_calibration = len(mean[half])
+    answer = Predicted.of(extractor, mean[rest], log_var[rest], features[rest])
+    truth = judged_by.labels[rest]
+    # A true label has an error that is as good as none; 0 would mean "not published".
+    errors = np.full(truth.shape, 1e-9) if judged_by.errors is None else judged_by.errors[rest]
+    known = dict(zip(extractor.label_names, truth.T, strict=True))
+    binned = {name: known[name] for name in BIN_EDGES if name in known}
+    told = [(name, answer.mean[:, i], answer.sigma[:, i], errors[:, i]) for i, name in enumerate(extractor.label_names)]
+    return {
+        "protocol": f"Labels of {judged_by.what}"
+        + (f"; {n_calibration} of them calibrated the uncertainties and do not count here." if n_calibration else "."),
+        "labels": {
+            name: summarise(get_label(name), mean_, known[name], sigma, error) for name, mean_, sigma, error in told
+        },
+        "bins": {
+            name: summarise_bins(get_label(name), mean_, known[name], binned, sigma, error)
+            for name, mean_, sigma, error in told
+        },
+        "n_calibration": n_calibration,
+        "calibrated": sorted(extractor.sigma_factors),
+    }
+
+
+def training_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, star_ids: list[str]) -> dict[str, Any]:
+    """What a card says of the training spectra: ranges of labels, sharpness, datasets with revisions, one line."""
+    low, high = stage.window
+    where = f"{low:.0f}-{high:.0f} Angstrom"
+    if stage.data == "dataset":
+        return _dataset_facts(stage, extractor, where)
+    fewest, most = ObservingConditions(**stage.observing).noise
+    facts: dict[str, Any] = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [1 / most, 1 / fewest]}
+    if stage.data == "synthetic":
+        sampler = LabelSampler(**stage.sampler)
+        ranges: dict[str, Any] = {"teff": sampler.teff, "logg": (0.0, 5.0), "fe_h": sampler.fe_h}
+        return facts | {
+            "label_ranges": ranges,
+            "training_data": f"synthetic spectra of the Cannon grid, {where}, drawn anew each time",
+        }
+    chosen = set(star_ids)
+    stars = [star for star in load_library("miles", split="train").spectra if star.star_id in chosen]
+    ranges = {
+        label: (min(s.labels[label] for s in stars), max(s.labels[label] for s in stars))
+        for label in ("teff", "logg", "fe_h")
+    }
+    data = f"{len(stars)} stars of MILES (training split), {where}"
+    data += f"; {stage.replay:.0%} of the spectra shown are synthetic" if stage.replay else ""
+    return facts | {"label_ranges": ranges, "training_data": data}
+
+
+def _dataset_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, where: str) -> dict[str, Any]:
+    """`training_facts` of a dataset, from its first 2,000 training rows."""
+    columns = first_rows(stage, "train", 2000)
+
+    def known(name: str) -> np.ndarray:
+        values = np.array([np.nan if value is None else value for value in columns.get(name, [])], dtype=float)
+        return values[np.isfinite(values)]
+
+    ranges = {
+        name: (float(known(name).min()), float(known(name).max()))
+        for name in dict.fromkeys([*extractor.label_names, "teff"])
+        if known(name).size
+    }
+    sigma, power, snr = known("lsf_sigma"), known("resolving_power"), known("snr")
+    fwhm = SIGMA_TO_FWHM * float(np.median(sigma)) if sigma.size else None
+    if fwhm is None and power.size:
+        fwhm = float(np.mean(stage.window) / np.median(power))
+    config = f" (config {stage.dataset_config})" if stage.dataset_config else ""
+    of_hub = [] if stage.dataset_revision is None else [{"id": stage.dataset, "revision": stage.dataset_revision}]
+    return {
+        "datasets": of_hub,
+        "fwhm": fwhm,
+        "snr_range": [float(snr.min()), float(snr.max())] if snr.size else None,
+        "resolving_power": [float(power.min()), float(power.max())] if power.size else None,
+        "label_ranges": ranges,
+        "training_data": f"the training split of {told_as(stage.dataset, stage.dataset_revision)}{config}, streamed, "
+        f"{where}",
+    }
+
+
+def told_as(name: str | None, revision: str | None) -> str | None:
+    """A repository by its id, a folder by its last name: where it lay on this disk is nobody's business."""
+    return name if name is None or revision is not None else Path(name).name
