@@ -15,7 +15,7 @@ PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.
 .PHONY: transfer test test-hub test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
-	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET)
+	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not network and not hub"

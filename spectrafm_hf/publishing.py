@@ -102,6 +102,15 @@ def write_card(folder: Path, results: Mapping[str, Any], facts: CardFacts) -> No
         (folder / EVAL_RESULTS).write_text(told)
 
 
+def draw_learning_curve(folder: Path, record: Mapping[str, Any]) -> None:
+    """The figure that a stage of its own has; the main job draws more."""
+    if record["learning_curve"] and not next((folder / "figures").glob("*.png"), None):
+        from .plots import plot_learning_curve  # matplotlib, which a push of finished figures does not need
+
+        curve = [{"step": point["spectra"], "loss": point["loss"]} for point in record["learning_curve"]]
+        plot_learning_curve(curve, folder / "figures" / "learning_curve.png", 1, title=record["stage"])
+
+
 def what_goes(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str, str, dict[str, int]]:
     """What `publish` would do: repository, its kind (`model` or `dataset`), and path in it -> size in bytes.
 
@@ -116,6 +125,7 @@ def what_goes(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str,
         repo, kind = to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
     else:
         record = _read(folder / "stage.json")
+        draw_learning_curve(folder, record)
         repo, kind = to if "/" in to else repository_of(to, record["stage"]), "model"
         write_card(folder, _read(folder / "results.json"), card_facts(folder, repo, parent))
     with staged(folder, repo) as files:

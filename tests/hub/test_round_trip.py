@@ -113,10 +113,11 @@ def run_recipe(recipe, folder, monkeypatch, capsys, *told):
     return printed.out + printed.err
 
 
-def read_elsewhere(python, hub, tmp_path, repo, revision, told, trust):
+def read_elsewhere(python, hub, tmp_path, repo, revision, told, trust, offline=False):
+    environment = os.environ | hub.environment(None if offline else TOKEN, tmp_path / "elsewhere")
     ran = subprocess.run(
         [python, "-c", READ, repo, revision, told, "trust" if trust else "ours"],
-        env=os.environ | hub.environment(TOKEN, tmp_path / "elsewhere"), cwd=tmp_path, capture_output=True, text=True,
+        env=environment | {"HF_HUB_OFFLINE": str(int(offline))}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
@@ -191,7 +192,9 @@ def test_from_a_built_dataset_to_three_published_stages(
     for number in (1, 2):
         assert cards[number].data.base_model == repos[number - 1]
         assert pinned[number - 1] in cards[number].content
-    for card, stage in zip(cards, stages, strict=True):
+    for card, stage, repo in zip(cards, stages, repos, strict=True):
+        assert "(figures/learning_curve.png)" in card.content
+        assert hub.files(repo)["figures/learning_curve.png"].startswith(b"\x89PNG")
         assert card.data.library_name == "transformers"
         assert f"| seed | {json.loads((stage / 'stage.json').read_text())['seed']} |" in card.content
         card.validate()  # by the server, as a push does
@@ -223,6 +226,10 @@ def test_from_a_built_dataset_to_three_published_stages(
             with_us = read_elsewhere(sys.executable, *arguments, trust=False)
             assert all(module.startswith("spectrafm_hf.") for module in with_us["modules"] if "Auto" not in module)
             assert_same_answers(with_us["answers"], here)
+            n_requests = len(hub.requests)
+            from_cache = read_elsewhere(stranger_python, *arguments, trust=True, offline=True)
+            assert from_cache["answers"] == without["answers"]
+            assert len(hub.requests) == n_requests
     assert here[0]["teff"]["calibrated"]
     assert AutoModel.from_pretrained(repos[2], revision=pinned[2]).config.label_names == LABELS
 

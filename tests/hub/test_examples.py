@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import random_batch, tiny_extractor, tiny_model
-from hub.local_hub import LocalHub
 from test_loading import WAVELENGTH, write_shards
 from test_modeling import answer
 from transformers import AutoFeatureExtractor, AutoModel, TrainingArguments
@@ -26,7 +25,9 @@ from spectrafm_hf.builders.rows import WavelengthGrid
 from spectrafm_hf.builders.splits import split_of
 from spectrafm_hf.labels import get_label
 
-ROOT = Path(__file__).parents[1]
+from .local_hub import LocalHub
+
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "training" / "examples"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 """Of an active environment."""
