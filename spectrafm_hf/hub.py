@@ -134,8 +134,9 @@ def save_portable(model: SpectraFMForLabelPrediction, extractor: SpectraFMFeatur
     """
     with travelling_code():
         StellarLabelsPipeline(model=model, feature_extractor=extractor).save_pretrained(folder)
-    if hasattr(model.config, "custom_pipelines"):
-        del model.config.custom_pipelines
+    for told in (model.config, extractor):  # saved elsewhere, the code would not be there
+        for name in ("auto_map", "custom_pipelines"):
+            told.__dict__.pop(name, None)
 
 
 def is_dataset(folder: Path) -> bool:

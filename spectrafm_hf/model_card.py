@@ -148,7 +148,8 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
         results: The few-shot stage: the content of `results.json`, `{"protocol", "seed", "n_train", "n_test",
             "n_test_metal_poor", "label", "methods": {name: {"all", "metal_poor", "metal_rich"}}, "bins": {"spectrafm":
             {binned label: [bin]}}}`. The earlier stages: `{"protocol", "labels": {name: figures}, "bins": {name:
-            {binned label: [bin]}}}`. Figures are those of `metrics.summarise`, bins those of `metrics.summarise_bins`.
+            {binned label: [bin]}}}`, and "split" if the stars are not those of the test split. Figures are those of
+            `metrics.summarise`, bins those of `metrics.summarise_bins`.
         stage: `1-synthetic`, `2-observed`, `3-few-shot`, or the name of a stage of your own.
         facts: See `CardFacts`.
 
@@ -234,8 +235,8 @@ def eval_results_yaml(
             task_id="_".join([label.name, metric, *([] if subset == "all" else [subset])]),
             value=value,
             date=date,
-            notes=f"{_metric_name(metric, label)} of {label.symbol}, {SUBSETS[subset]} test stars ({figures['n']}); "
-            f"recipe {facts['recipe']}, seed {facts['seed']}",
+            notes=f"{_metric_name(metric, label)} of {label.symbol}, {SUBSETS[subset]} "
+            f"{results.get('split', 'test')} stars ({figures['n']}); recipe {facts['recipe']}, seed {facts['seed']}",
         )
         for label, subset, figures in _measured(results)
         for metric, value in _published(figures)
@@ -329,7 +330,7 @@ def _check_figures(where: str, figures: Mapping[str, Any], needed: frozenset[str
 
 
 def _measured(results: Mapping[str, Any]) -> Iterator[tuple[Label, str, Figures]]:
-    """What is said of the model itself: label, subset of the test stars, figures; stars there are."""
+    """What is said of the model itself: label, subset of the stars tested on, figures; stars there are."""
     if results.get("methods"):
         for subset in SUBSETS:
             if results["methods"]["spectrafm"][subset]["n"] > 0:
@@ -360,6 +361,7 @@ def _metadata(
         optional["datasets"] = list(dict.fromkeys(dataset["id"] for dataset in facts["datasets"]))
     tested_on = facts.get("test_dataset") or next(iter(facts.get("datasets") or ()), None)
     stars = survey["pretty_name"] if survey else tested_on["id"] if tested_on else "Synthetic spectra"
+    split = results.get("split", "test")
     return ModelCardData(
         model_name=facts["model_name"],
         license=facts["license"],
@@ -371,10 +373,10 @@ def _metadata(
                 task_type=PIPELINE_TAG,
                 task_name=f"{label.symbol} from spectra",
                 dataset_type=tested_on["id"] if tested_on else survey["name"] if survey else "synthetic",
-                dataset_name=f"{stars}: {SUBSETS[subset]} test stars",
+                dataset_name=f"{stars}: {SUBSETS[subset]} {split} stars",
                 # These keep labels and subsets apart: the model index merges what is equal.
                 dataset_config=f"{label.name}_{subset}",
-                dataset_split="test",
+                dataset_split=split,
                 dataset_revision=tested_on["revision"] if tested_on else None,
                 metric_type=metric,
                 metric_name=_metric_name(metric, label),

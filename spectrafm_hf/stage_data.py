@@ -6,6 +6,7 @@ killed stage goes on with the rows it would have seen.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,23 +201,22 @@ class HeldOut:
 
     Attributes:
         what: What they are, for people.
+        star_ids: Names, one per spectrum; two visits of a star have one.
         rows: As `prediction.ask` takes them.
         labels: Shape (n_spectra, n_labels), K and dex, NaN = missing.
         errors: Published 1-sigma, same shape and units, NaN = not published; None = the labels are true.
     """
 
     what: str
+    star_ids: list[str]
     rows: list[Row]
     labels: np.ndarray
     errors: np.ndarray | None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def part(self, chosen: slice) -> HeldOut:
-        return HeldOut(
-            self.what, self.rows[chosen], self.labels[chosen], None if self.errors is None else self.errors[chosen]
-        )
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the spectra of two halves that share no star, by the star's name."""
+        first = np.array([hashlib.sha256(star.encode()).digest()[0] % 2 == 0 for star in self.star_ids])
+        return np.flatnonzero(first), np.flatnonzero(~first)
 
 
 def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> HeldOut:
@@ -236,6 +236,7 @@ def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Hel
         columns = [LABEL_NAMES.index(name) for name in extractor.label_names]
         return HeldOut(
             f"{len(flux)} synthetic stars it has not seen, observed as in training, {where}",
+            [str(number) for number in range(len(flux))],
             _token_rows(extractor, flux, good & extractor.inside(low, high)),
             labels[:, columns],
             None,
@@ -243,7 +244,8 @@ def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Hel
     if stage.data == "miles":
         stars = Observed.from_spectra(load_library("miles", split="validation").spectra, extractor, stage.window)
         what = f"{len(stars.flux)} stars of the validation split of MILES, {where}"
-        return HeldOut(what, _token_rows(extractor, stars.flux, stars.good), stars.labels, stars.label_errors)
+        rows = _token_rows(extractor, stars.flux, stars.good)
+        return HeldOut(what, stars.star_ids, rows, stars.labels, stars.label_errors)
     told = first_rows(stage, "validation", N_HELD_OUT)
     wavelength = read_pixels(stage)
     made_rows = RowEncoder(extractor, wavelength, window=stage.window)(told, range(len(told["object_id"])))
@@ -254,7 +256,8 @@ def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Hel
         return np.array(values, dtype=float).T[seen]
 
     return HeldOut(
-        f"{sum(seen)} stars of the validation split of {told_as(stage.dataset, stage.dataset_revision)}, {where}",
+        f"{sum(seen)} spectra of the validation split of {told_as(stage.dataset, stage.dataset_revision)}, {where}",
+        [star for star, there in zip(told["object_id"], seen, strict=True) if there],
         [_inputs(row) for row in made_rows if row is not None],
         table(""),
         None if stage.true_labels else table("_err"),
@@ -278,7 +281,7 @@ def judge(
     calibrate: bool,
     learned: list[str],
 ) -> dict[str, Any]:
-    """Calibrate sigma on every other held-out spectrum, and say how good the answers for the rest are.
+    """Calibrate sigma on the stars of one half, and say how good the answers for the rest are.
 
     Args:
         calibrate: Fit `sigma_factors` of the extractor, in place; otherwise they stay, and all spectra are the rest.
@@ -286,12 +289,12 @@ def judge(
 
     Returns:
         results.json of a stage: `{"protocol", "labels": {name: figures}, "bins": {name: {binned by: [figures]}},
-        "n_calibration", "calibrated"}`; figures of `metrics.summarise`.
+        "split", "n_calibration", "calibrated"}`; figures of `metrics.summarise`.
     """
     mean, log_var, features = ask(model, extractor, judged_by.rows, 64)
-    rest, n_calibration = slice(None), 0
+    rest, n_calibration = np.arange(len(mean)), 0
     if calibrate:
-        half, rest = slice(0, None, 2), slice(1, None, 2)
+        half, rest = judged_by.halves()
         kept = extractor.sigma_factors
         extractor.sigma_factors = {}
         own = Predicted.of(extractor, mean[half], log_var[half], features[half])
@@ -316,6 +319,7 @@ def judge(
             name: summarise_bins(get_label(name), mean_, known[name], binned, sigma, error)
             for name, mean_, sigma, error in told
         },
+        "split": "validation",
         "n_calibration": n_calibration,
         "calibrated": sorted(extractor.sigma_factors),
     }
@@ -356,20 +360,20 @@ def _dataset_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, 
         return values[np.isfinite(values)]
 
     ranges = {
-        name: (float(known(name).min()), float(known(name).max()))
+        name: tuple(round(float(end(known(name))), 0 if get_label(name).unit == "K" else 2) for end in (np.min, np.max))
         for name in dict.fromkeys([*extractor.label_names, "teff"])
         if known(name).size
     }
     sigma, power, snr = known("lsf_sigma"), known("resolving_power"), known("snr")
-    fwhm = SIGMA_TO_FWHM * float(np.median(sigma)) if sigma.size else None
+    fwhm = round(SIGMA_TO_FWHM * float(np.median(sigma)), 2) if sigma.size else None
     if fwhm is None and power.size:
-        fwhm = float(np.mean(stage.window) / np.median(power))
+        fwhm = round(float(np.mean(stage.window) / np.median(power)), 2)
     config = f" (config {stage.dataset_config})" if stage.dataset_config else ""
     of_hub = [] if stage.dataset_revision is None else [{"id": stage.dataset, "revision": stage.dataset_revision}]
     return {
         "datasets": of_hub,
         "fwhm": fwhm,
-        "snr_range": [float(snr.min()), float(snr.max())] if snr.size else None,
+        "snr_range": [round(float(snr.min())), round(float(snr.max()))] if snr.size else None,
         "resolving_power": [float(power.min()), float(power.max())] if power.size else None,
         "label_ranges": ranges,
         "training_data": f"the training split of {told_as(stage.dataset, stage.dataset_revision)}{config}, streamed, "
