@@ -158,17 +158,22 @@ def streamed_rows(
     )
 
 
-def first_rows(stage: StageArguments, split: str, n: int) -> dict[str, Any]:
-    """Columns of the first `n` rows of a split of the recipe's dataset.
+def first_rows(stage: StageArguments, split: str, n: int, columns: list[str] | None = None) -> dict[str, Any]:
+    """Columns of the first `n` rows of a split of the recipe's dataset; None = all columns.
 
     Raises:
         ValueError: The split is empty.
     """
     with explained(f"streaming {stage.dataset}"):
-        taken = list(open_split(stage, split).take(n))
+        stream = open_split(stage, split).take(n)
+        if columns is not None:
+            stream = stream.select_columns([name for name in columns if name in stream.column_names])
+        elif "wavelength" not in stream.column_names:
+            stream = stream.with_format("numpy")  # fast, but it would make float32 of wavelengths
+        taken = list(stream.iter(256))
     if not taken:
         raise ValueError(f"the split {split} of {stage.dataset} is empty.")
-    return {name: [row[name] for row in taken] for name in taken[0]}
+    return {name: [value for batch in taken for value in batch[name]] for name in taken[0]}
 
 
 def fit_to_dataset(extractor: SpectraFMFeatureExtractor, stage: StageArguments, n: int = 2000) -> None:
@@ -353,7 +358,8 @@ def training_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, 
 
 def _dataset_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, where: str) -> dict[str, Any]:
     """`training_facts` of a dataset, from its first 2,000 training rows."""
-    columns = first_rows(stage, "train", 2000)
+    scalars = [*extractor.label_names, "teff", "lsf_sigma", "resolving_power", "snr"]
+    columns = first_rows(stage, "train", 2000, list(dict.fromkeys(scalars)))
 
     def known(name: str) -> np.ndarray:
         values = np.array([np.nan if value is None else value for value in columns.get(name, [])], dtype=float)

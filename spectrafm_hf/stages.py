@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,14 +33,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import cached_file
 
 from .builders.parquet_layout import whole_file, write_json
 from .collation import SpectrumCollator, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import solve_readout
-from .hub import HubError, load_pretrained, read_pushed, revision_of
+from .hub import HubError, fetch, load_pretrained, read_pushed, revision_of
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
@@ -60,11 +60,7 @@ from .tracking import Throughput, ValidationScatter, run_name, track
 
 logger = logging.getLogger(__name__)
 
-DONE_FILE, TIE_FILE, BEGUN_FILE, RESULTS_FILE = "stage.json", "label_tie.json", "begun.txt", "results.json"
-QUIETLY: dict[str, Any] = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
+DONE_FILE, TIE_FILE, BEGUN_FILE, RESULTS_FILE = "stage.json", "label_tie.json", "begun.json", "results.json"
 PACKAGES = ("spectrafm_hf", "transformers", "torch", "accelerate", "safetensors", "numpy")
 
 
@@ -269,10 +265,12 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         ValueError: See `read_recipe`, `load_parent`, `few_shot.draw_stars`.
         OSError: The folder cannot be written.
     """
-    stage = pinned(stage)
-    folder, wanted = Path(str(training.output_dir)), fingerprint(stage, training)
+    folder = Path(str(training.output_dir))
+    stage = pinned(stage, training, None if again else read_begun(folder))
+    wanted = fingerprint(stage, training)
+    begun = {"fingerprint": wanted, "model_revision": stage.model_revision, "dataset_revision": stage.dataset_revision}
     with training.main_process_first(desc="clearing the folder"):
-        if is_done(folder, wanted, again, begin=training.process_index == 0):
+        if is_done(folder, begun, again, begin=training.process_index == 0):
             logger.info("%s is done already (%s)", stage.stage, folder)
             return folder
 
@@ -335,14 +333,24 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         return folder
 
 
-def pinned(stage: StageArguments) -> StageArguments:
+def pinned(stage: StageArguments, training: TrainingArguments, begun: Mapping[str, Any] | None) -> StageArguments:
     """The recipe with branches and tags of its Hub parent and dataset replaced by the commits they are now.
 
-    What runs now, and is told in the card, is then one version, whatever is pushed meanwhile.
+    What runs now, and is told in the card, is then one version, whatever is pushed meanwhile: a stage that was killed
+    goes on with the commits it began with.
+
+    Args:
+        begun: Of `read_begun`.
 
     Raises:
         ValueError: The dataset cannot be had.
     """
+    if begun is not None:
+        as_begun = replace(stage, model_revision=begun["model_revision"], dataset_revision=begun["dataset_revision"])
+        asked = {stage.model_revision, stage.dataset_revision} - {None}
+        moving = not any(re.fullmatch("[0-9a-f]{40}", str(revision)) for revision in asked)
+        if moving and fingerprint(as_begun, training) == begun["fingerprint"]:
+            return as_begun
     if stage.dataset is not None:
         try:
             stage = replace(stage, dataset_revision=revision_of(stage.dataset, stage.dataset_revision, "dataset"))
@@ -373,23 +381,34 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def is_done(folder: Path, wanted: str, again: bool, begin: bool) -> bool:
+def read_begun(folder: Path) -> dict[str, Any] | None:
+    """Fingerprint of the stage that was begun in a folder and not ended, with the commits it was pinned to."""
+    try:
+        told = json.loads((folder / BEGUN_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) and "fingerprint" in told else None
+
+
+def is_done(folder: Path, wanted: Mapping[str, Any], again: bool, begin: bool) -> bool:
     """Whether the stage is done with this fingerprint; if not and `begin`, what another recipe left is removed.
+
+    Args:
+        wanted: See `read_begun`.
 
     Raises:
         OSError: The folder cannot be written.
     """
     check_writable(folder)
     record = read_record(folder)
-    if record is not None and record["fingerprint"] == wanted and not again:
+    if record is not None and record["fingerprint"] == wanted["fingerprint"] and not again:
         return True
-    begun = folder / BEGUN_FILE
-    if begin and (again or not begun.is_file() or begun.read_text() != wanted):
+    if begin and (again or read_begun(folder) != wanted):
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
         for name in (DONE_FILE, TIE_FILE):
             (folder / name).unlink(missing_ok=True)
-        begun.write_text(wanted)
+        (folder / BEGUN_FILE).write_text(json.dumps(wanted))
     return False
 
 
@@ -402,11 +421,7 @@ def find_tie(
         ValueError: The parent has none; or see `LabelTie.fit`.
     """
     if stage.tie_labels == "parent":
-        path = Path(str(stage.model)) / TIE_FILE
-        if not path.is_file():
-            path = Path(
-                cached_file(str(stage.model), TIE_FILE, revision=stage.model_revision or "main", **QUIETLY) or ""
-            )
+        path = fetch(str(stage.model), stage.model_revision) / TIE_FILE
         if not path.is_file():
             raise ValueError(f"tie_labels: parent, but {stage.model} has no {TIE_FILE}; tie them in the stage before.")
         return LabelTie.load(path)

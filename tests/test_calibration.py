@@ -31,7 +31,7 @@ def test_the_factor_of_an_overconfident_network_is_found():
     np.testing.assert_allclose(list(factors.values()), 2.5, rtol=0.08)
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("factor", [0.6, 1.0, 4.0])
 def test_other_stars_are_covered_as_promised(factor):
     """Fitted on one half, counted on another: 68.27 and 95 % within three standard errors of the count."""
     factors = sigma_factors(LABELS, *overconfident(factor=factor))
@@ -58,7 +58,7 @@ def test_of_the_calibration_stars_at_least_so_many_are_inside(n, seed):
 def test_errors_that_explain_everything_leave_no_certainty():
     n = FEWEST_STARS
     factor = sigma_factor(np.zeros(n), np.ones(n), np.ones(n), 0.6827, 1.0)
-    assert factor == FACTOR_LIMITS[0] > 0
+    assert factor == FACTOR_LIMITS[0] == 0.5
 
 
 def test_too_few_stars_say_nothing():

@@ -335,7 +335,7 @@ def test_checkpoints_of_another_recipe_are_not_taken_up(parent, tmp_path):
     stale = folder / "checkpoint-4"
     stale.mkdir(parents=True)
     (stale / "trainer_state.json").write_text('{"global_step": 4}')
-    (folder / "begun.txt").write_text("another fingerprint")
+    (folder / "begun.json").write_text('{"fingerprint": "another"}')
     run(SYNTHETIC, folder)
     assert weights(folder) == weights(parent)
 

@@ -3,6 +3,7 @@ stands on the Hub, their cards and their Collection, and the same numbers for ev
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -17,8 +18,10 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from spectrafm_hf import SpectraFMForLabelPrediction, cli
+from spectrafm_hf.builders.build import build_dataset
 from spectrafm_hf.builders.grids import read_wavelength_grid
-from spectrafm_hf.hub import load_pretrained
+from spectrafm_hf.builders.synthetic import SyntheticConfig
+from spectrafm_hf.hub import load_pretrained, push
 
 from .conftest import STRANGER, TOKEN
 
@@ -237,6 +240,52 @@ def test_from_a_built_dataset_to_three_published_stages(
     with pytest.raises(Exception, match=r"404|401"):
         HfApi(token=STRANGER).model_info(repos[0])
     assert_token_is_nowhere(hub, tmp_path, spoken)
+
+
+KILL = """
+import os, runpy, signal, sys
+from transformers import Trainer, TrainerCallback
+
+class KillAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+make = Trainer.__init__
+def killed(self, *args, **kwargs):
+    make(self, *args, **kwargs)
+    self.add_callback(KillAt())
+Trainer.__init__ = killed
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_streamed_stage_that_is_killed_ends_as_it_would_have_although_main_moved_on(hub, tmp_path):
+    """Eight steps of 16 spectra, a checkpoint at the fourth, killed after the sixth."""
+    environment = hub.environment(TOKEN, tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+    built = tmp_path / "spectra"
+    build_dataset([SyntheticConfig(n=900, backend="cannon")], built, 4)
+    push(built, "astro/spectra")
+    recipe = tmp_path / "stage.yaml"
+    recipe.write_text(yaml.safe_dump(SYNTHETIC | {"save_steps": 4, "validations": 0}))
+    told = [str(TRAINING / "train.py"), str(recipe), "--output"]
+    command(*told, tmp_path / "whole", environment=environment, cwd=tmp_path)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILL, *told, str(tmp_path / "broken")], env=os.environ | environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "broken" / "checkpoint-4").is_dir()
+    first = hub.commits("astro/spectra", "dataset")[0]
+    HfApi().delete_file("synthetic/train-00000-of-00004.parquet", "astro/spectra", repo_type="dataset")
+    said = command(*told, tmp_path / "broken", environment=environment, cwd=tmp_path)
+    assert "saved to" in said
+    record = json.loads((tmp_path / "broken" / "stage.json").read_text())
+    assert record["recipe"]["dataset_revision"] == first != hub.commits("astro/spectra", "dataset")[0]
+    weights = [load_pretrained(tmp_path / name)[0].state_dict() for name in ("whole", "broken")]
+    for name, values in weights[0].items():
+        assert (values - weights[1][name]).abs().max() <= 1e-6, name
 
 
 def _ask(model, extractor, spectra):
