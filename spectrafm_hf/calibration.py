@@ -22,8 +22,8 @@ FEWEST_STARS = 30
 """Fewer say nothing of a 95 % interval: the label keeps the factors it has."""
 
 FACTOR_LIMITS = (0.5, 20.0)
-"""Where published errors explain all of the scatter, any small factor would do. They are guesses themselves, so that less
-than half of what the network says is not believed."""
+"""Where published errors explain all of the scatter, any small factor would do. They are guesses themselves, so that
+less than half of what the network says is not believed."""
 
 
 def sigma_factor(

@@ -13,6 +13,7 @@ import shutil
 import struct
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -74,6 +76,9 @@ CODE_THAT_RUNS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", 
 """Opening one of these may run whatever it holds."""
 NEVER_OPENED = ("training_args.bin",)
 """A stock `Trainer` leaves it in every repository; nobody here reads it."""
+
+OTHER_CARD = ".huggingface.yaml"
+"""`datasets` reads it beside README.md."""
 
 LARGEST_HEADER = 2_000_000
 """Bytes of the header of safetensors; ours have about 30 kB."""
@@ -194,6 +199,8 @@ def push(
 ) -> Pushed:
     """Publish a checkpoint or a dataset, in one commit.
 
+    Files of the version before that this one lacks go; what is of no kind that we publish (a licence, notes) stays.
+
     Args:
         folder: Of a stage, or of `spectrafm build`, with its README.md.
         repo_id: `namespace/name`; made if it is not there.
@@ -210,29 +217,46 @@ def push(
             recover; nothing of this push is visible then, and the same command goes on where it was.
     """
     api = HfApi()
-    with staged(folder, repo_id) as files, explained(f"pushing {folder} to {repo_id}"):
+    with staged(folder, repo_id) as files, explained(f"pushing {folder} to {repo_id}", sends=True):
         check_token(files)
         kind = "dataset" if is_dataset(Path(folder)) else "model"
         attempt(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True))
         there: Any = attempt(lambda: api.repo_info(repo_id, repo_type=kind))
-        parent = parent_commit or there.sha
-        old = {entry.rfilename for entry in there.siblings or ()} - files.keys() - {".gitattributes"}
+        parent, mark = parent_commit or there.sha, f"push {uuid.uuid4()}"
+        ours = DATASET_FILES if kind == "dataset" else (*CHECKPOINT_FILES, *BESIDE)
+        old = [entry.rfilename for entry in there.siblings or () if entry.rfilename not in files]
+        old = [name for name in old if any(PurePosixPath(name).match(pattern) for pattern in ours)]
         size = sum(path.stat().st_size for path in files.values())
         logger.info("pushing %d files, %.1f MB, to %s", len(files), size / 1e6, repo_id)
+        for name in old:
+            logger.info("removing %s, which %s no longer has", name, folder)
+        tries = 0
 
-        def commit() -> Any:
+        def commit() -> str:
+            nonlocal tries
+            tries += 1
+            # The answer to the try before may have been lost on the way, and not the commit.
+            if tries > 1 and mark in (newest := api.list_repo_commits(repo_id, repo_type=kind)[0]).message:
+                return newest.commit_id
             operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
             operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(old)]
             said = message or f"{Path(folder).name}: {len(files)} files"
             try:
-                return api.create_commit(repo_id, operations, commit_message=said, repo_type=kind, parent_commit=parent)
+                return api.create_commit(
+                    repo_id,
+                    operations,
+                    commit_message=said,
+                    commit_description=mark,
+                    repo_type=kind,
+                    parent_commit=parent,
+                ).oid
             except RuntimeError as error:  # the client wraps what befell an upload
                 if isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
                     raise error.__cause__ from None
                 raise
 
         done = attempt(commit)
-    pushed = Pushed(repo_id, done.oid, f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
+    pushed = Pushed(repo_id, done, f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
     (Path(folder) / PUSHED_FILE).write_text(json.dumps(asdict(pushed), indent=1) + "\n")
     return pushed
 
@@ -305,13 +329,13 @@ def attempt(action: Callable[[], Result], tries: int | None = None) -> Result:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, sends: bool = False) -> Iterator[None]:
     """Faults of the Hub in words of what was to be done; no token, no address with one, is in them.
 
     Raises:
         HubError: See the class.
     """
-    nothing = "nothing of it is visible on main; the same command goes on where it was"
+    nothing = "nothing of it is visible on main; the same command goes on where it was" if sends else "try again later"
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -371,7 +395,9 @@ def _look(name: str, revision: str | None, kind: str) -> tuple[str, list[str] | 
         try:
             info: Any = attempt(lambda: HfApi().repo_info(name, revision=revision, repo_type=kind), tries=2)
             return info.sha, [entry.rfilename for entry in info.siblings]
-        except (OfflineModeIsEnabled, httpx2.TransportError):
+        except (OfflineModeIsEnabled, httpx2.TransportError, HfHubHTTPError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
             logger.warning("the Hub cannot be reached: taking %s from the cache", name)
             there = snapshot_download(
                 name, revision=revision, repo_type=kind, local_files_only=True, allow_patterns=["README.md"]
@@ -431,19 +457,28 @@ def check_dataset(name: str, revision: str | None = None) -> None:
     Raises:
         ValueError: See `check_names` and `check_data_files`.
     """
-    if Path(name).is_dir():
-        card = Path(name) / "README.md"
-        text = card.read_text() if card.is_file() else ""
+    folder, commit = Path(name), revision
+    if folder.is_dir():
+        files: list[str] | None = [path.name for path in folder.iterdir()]
     else:
         commit, files = _look(name, revision, "dataset")
-        if files is None:
-            return  # what lies in the cache was looked at when it came
-        check_names(name, files)
-        if "README.md" not in files:
-            return
-        readme = attempt(lambda: hf_hub_download(name, "README.md", revision=commit, repo_type="dataset"))
-        text = Path(readme).read_text()
-    check_data_files(name, text)
+        check_names(name, files or ())
+    if OTHER_CARD in (files or ()):
+        raise ValueError(f"{name} has a {OTHER_CARD}, which no dataset of ours has, and which may point anywhere.")
+    if folder.is_dir():
+        card = folder / "README.md"
+    elif files is None or "README.md" in files:
+        with explained(f"reading the card of {name}"):
+            card = Path(
+                attempt(
+                    lambda: hf_hub_download(
+                        name, "README.md", revision=commit, repo_type="dataset", local_files_only=files is None
+                    )
+                )
+            )
+    else:
+        return
+    check_data_files(name, card.read_text() if card.is_file() else "")
 
 
 def check_data_files(name: str, card: str) -> None:
@@ -456,7 +491,8 @@ def check_data_files(name: str, card: str) -> None:
         configs = DatasetCard(card, ignore_metadata_errors=True).data.to_dict().get("configs") or []
     except (ValueError, YAMLError) as error:
         raise ValueError(f"{name}: the metadata of README.md is no valid YAML.") from error
-    told = [entry for config in configs if isinstance(config, dict) for entry in [config.get("data_files")]]
+    configs = [config for config in configs if isinstance(config, dict)]
+    told: list[Any] = [config.get(key) for config in configs for key in ("data_files", "data_dir")]
     while told:
         entry = told.pop()
         if isinstance(entry, list | tuple):
@@ -487,15 +523,31 @@ def check_checkpoint(name: str, folder: Path) -> None:
             "may load it, this package does not."
         )
     for file, told in ((CONFIG, config), (EXTRACTOR, extractor)):
-        auto_map = told.get("auto_map") or {}
-        foreign = [value for key, value in auto_map.items() if value != OUR_CODE.get(key)]
-        foreign += [one.get("impl") for one in (told.get("custom_pipelines") or {}).values()]
-        if foreign := [str(value) for value in foreign if value != OUR_PIPELINE]:
+        foreign = _foreign(told.get("auto_map"), lambda key, value: value == OUR_CODE.get(key))
+        foreign += _foreign(
+            told.get("custom_pipelines"),
+            lambda key, value: isinstance(value, dict) and value.get("impl") == OUR_PIPELINE,
+        )
+        if foreign:
             raise ValueError(
                 f"{name}: {file} names code that is not SpectraFM's ({', '.join(foreign)}); none of it was run. If you "
                 "trust its author, load it with AutoModel and trust_remote_code=True, at a pinned revision."
             )
+    for key in ("attn_implementation", "_attn_implementation"):
+        if config.get(key) not in (None, "eager", "sdpa", "cache_sized"):
+            raise ValueError(f"{name}: {CONFIG} asks for the attention kernel {config[key]!r}; it was not fetched.")
+    if config.get("quantization_config"):
+        raise ValueError(f"{name}: {CONFIG} asks for quantised weights, which this package does not read.")
     check_header(name, folder / WEIGHTS)
+
+
+def _foreign(told: Any, is_ours: Callable[[Any, Any], bool]) -> list[str]:
+    """What of a table of names of code is not ours; a table that is none at all is not ours either."""
+    if not told:
+        return []
+    if not isinstance(told, dict):
+        return [str(told)]
+    return [str(value) for key, value in told.items() if not is_ours(key, value)]
 
 
 def check_header(name: str, weights: Path) -> None:
@@ -544,8 +596,17 @@ def load_pretrained(
     """
     folder = fetch(str(name), revision)
     try:
-        model = SpectraFMForLabelPrediction.from_pretrained(folder, use_safetensors=True)
+        loaded: Any = SpectraFMForLabelPrediction.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+        model, loading = loaded
         extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
-    except (SafetensorError, TypeError, RuntimeError, struct.error) as error:
+    except (SafetensorError, StrictDataclassError, ImportError, TypeError, RuntimeError, struct.error) as error:
         raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, loading.get(kind) or ())):
+            raise ValueError(
+                f"{name}: its weights do not fit its config.json ({kind.replace('_', ' ')}: {', '.join(keys[:3])}"
+                f"{', ...' if len(keys) > 3 else ''}); it would answer with random numbers."
+            )
     return model, extractor

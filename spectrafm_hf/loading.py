@@ -41,6 +41,7 @@ class RowEncoder:
         seed: Of that draw, which depends on the star and its place in the set, and on nothing else.
         label_error: 1-sigma of all labels, scaled units, instead of the published ones: for synthetic stars, whose
             labels are true. None = as published.
+        learned: Labels that the rows tell; the model's others count as missing, and need no column. None = all.
 
     Raises:
         ValueError: The window lies outside the model's range.
@@ -54,7 +55,9 @@ class RowEncoder:
         context: int | None = None,
         seed: int = 0,
         label_error: float | None = None,
+        learned: Sequence[str] | None = None,
     ):
+        self.learned = feature_extractor.label_names if learned is None else list(learned)
         self.feature_extractor, self.wavelength = feature_extractor, wavelength
         self.window, self.context, self.seed, self.label_error = window, context, seed, label_error
         low, high = feature_extractor.wavelength_range
@@ -76,9 +79,14 @@ class RowEncoder:
             ValueError: A column is missing.
         """
         self._check(columns)
-        names = self.feature_extractor.label_names
+        missing = [None] * len(indices)
         labels, errors = (
-            np.column_stack([_numbers(columns[name + suffix], len(indices)) for name in names])
+            np.column_stack(
+                [
+                    _numbers(columns[name + suffix] if name in self.learned else missing, len(indices))
+                    for name in self.feature_extractor.label_names
+                ]
+            )
             for suffix in ("", "_err")
         )
         encoded, encoded_errors = self.feature_extractor.encode_labels(labels, errors)
@@ -96,7 +104,7 @@ class RowEncoder:
         return rows
 
     def _check(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        labels = [name + suffix for name in self.feature_extractor.label_names for suffix in ("", "_err")]
+        labels = [name + suffix for name in self.learned for suffix in ("", "_err")]
         needed = ["object_id", "flux", "bad_pixel", *labels] + (["wavelength"] if self.wavelength is None else [])
         if missing := [name for name in needed if name not in columns]:
             hint = (
@@ -157,12 +165,13 @@ def stream_rows(
     window: Sequence[float] | None = None,
     context: int | None = None,
     label_error: float | None = None,
+    learned: Sequence[str] | None = None,
 ) -> datasets.IterableDataset:
     """A streamed dataset as training rows.
 
     Args:
         dataset: Of `load_dataset(..., streaming=True)`.
-        feature_extractor, wavelength, window, context, label_error: See `RowEncoder`.
+        feature_extractor, wavelength, window, context, label_error, learned: See `RowEncoder`.
         seed: Decides the order and the windows.
         buffer_size: Rows among which the next one is drawn; 0 = no shuffling. 1,000 APOGEE rows take 70 MB.
         endless: Start again when all rows were seen (training counts steps). False = one pass, for evaluation.
@@ -170,7 +179,7 @@ def stream_rows(
     Raises:
         ValueError: See `RowEncoder`.
     """
-    encoder = RowEncoder(feature_extractor, wavelength, window, context, seed, label_error)
+    encoder = RowEncoder(feature_extractor, wavelength, window, context, seed, label_error, learned)
     rows = dataset.with_format(_format(wavelength))
     if endless:
         rows = rows.repeat(None)

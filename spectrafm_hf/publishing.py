@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .hub import Pushed, collect, is_dataset, push, staged
+from .hub import Pushed, collect, is_dataset, push, read_pushed, staged
 from .model_card import CardFacts, eval_results_yaml, render_model_card
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,16 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
     Args:
         folder: Of the stage.
         repo: Hub id the card is for; None = the card of the folder itself.
-        parent: Version on the Hub that the stage began from; None = what stage.json knows of it.
+        parent: Version on the Hub that the stage began from; None = what stage.json knows of it, or the folder beside
+            this one if it was pushed after all.
 
     Raises:
         ValueError: The stage is not done, or something a card needs is not known.
     """
     record = _read(folder / "stage.json")
     recipe, ranges, began_from = record["recipe"], record["label_ranges"], record["parent"]
+    if parent is None and began_from is not None and began_from["revision"] is None:
+        parent = _pushed_since(folder.parent / began_from["id"], record["parent_fingerprint"])
     if parent is not None:
         began_from = {"id": parent.repo_id, "revision": parent.revision}
     if lacking := [name for name in (*recipe["labels"], "teff") if name not in ranges]:
@@ -85,6 +88,15 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
     if began_from and began_from["revision"]:
         facts |= {"base_model": began_from["id"], "base_model_revision": began_from["revision"]}
     return facts
+
+
+def _pushed_since(parent: Path, fingerprint: str | None) -> Pushed | None:
+    """As which version a parent's folder was pushed, if it still holds the parent and not another run's."""
+    try:
+        same = json.loads((parent / "stage.json").read_text())["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return read_pushed(parent) if same else None
 
 
 def write_card(folder: Path, results: Mapping[str, Any], facts: CardFacts) -> None:

@@ -113,9 +113,13 @@ def open_split(stage: StageArguments, split: str) -> datasets.IterableDataset:
     with explained(f"streaming {name}"):
         check_dataset(name, revision)
         # Once rows stream, `datasets` itself tries a broken connection again; on the way there it does not.
-        return attempt(
-            lambda: datasets.load_dataset(name, stage.dataset_config, split=split, streaming=True, revision=revision)
+        splits = attempt(lambda: datasets.load_dataset(name, stage.dataset_config, streaming=True, revision=revision))
+    if split not in splits:
+        raise ValueError(
+            f"{name} has no split {split!r}, only {', '.join(splits)}; a stage learns from train and is judged by "
+            "validation. Build the dataset with a split by the star's name (--split name)."
         )
+    return splits[split]
 
 
 def read_pixels(stage: StageArguments) -> np.ndarray | None:
@@ -155,6 +159,7 @@ def streamed_rows(
         window=stage.window,
         context=stage.context,
         label_error=stage.synthetic_label_error if stage.true_labels else None,
+        learned=stage.labels,
     )
 
 
@@ -253,11 +258,15 @@ def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Hel
         return HeldOut(what, stars.star_ids, rows, stars.labels, stars.label_errors)
     told = first_rows(stage, "validation", N_HELD_OUT)
     wavelength = read_pixels(stage)
-    made_rows = RowEncoder(extractor, wavelength, window=stage.window)(told, range(len(told["object_id"])))
+    made_rows = RowEncoder(extractor, wavelength, window=stage.window, learned=stage.labels)(
+        told, range(len(told["object_id"]))
+    )
     seen = [row is not None for row in made_rows]
 
     def table(suffix: str) -> np.ndarray:
-        values = [[np.nan if v is None else v for v in told[name + suffix]] for name in extractor.label_names]
+        nothing = [None] * len(seen)
+        columns = [told.get(name + suffix, nothing) for name in extractor.label_names]
+        values = [[np.nan if value is None else value for value in column] for column in columns]
         return np.array(values, dtype=float).T[seen]
 
     return HeldOut(
@@ -294,19 +303,23 @@ def judge(
 
     Returns:
         results.json of a stage: `{"protocol", "labels": {name: figures}, "bins": {name: {binned by: [figures]}},
-        "split", "n_calibration", "calibrated"}`; figures of `metrics.summarise`.
+        "split", "n_calibration", "calibrated": labels}`; figures of `metrics.summarise`.
     """
     mean, log_var, features = ask(model, extractor, judged_by.rows, 64)
-    rest, n_calibration = np.arange(len(mean)), 0
+    rest, n_calibration, fitted = np.arange(len(mean)), 0, {}
     if calibrate:
         half, rest = judged_by.halves()
         kept = extractor.sigma_factors
         extractor.sigma_factors = {}
         own = Predicted.of(extractor, mean[half], log_var[half], features[half])
         errors = None if judged_by.errors is None else judged_by.errors[half]
-        fitted = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)
-        extractor.sigma_factors = kept | {name: pair for name, pair in fitted.items() if name in learned}
-        n_calibration = len(mean[half])
+        of_all = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)
+        fitted = {name: pair for name, pair in of_all.items() if name in learned}
+        extractor.sigma_factors = kept | fitted
+        if fitted:
+            n_calibration = len(half)
+        else:
+            rest = np.arange(len(mean))
     answer = Predicted.of(extractor, mean[rest], log_var[rest], features[rest])
     truth = judged_by.labels[rest]
     # A true label has an error that is as good as none; 0 would mean "not published".
@@ -326,7 +339,7 @@ def judge(
         },
         "split": "validation",
         "n_calibration": n_calibration,
-        "calibrated": sorted(extractor.sigma_factors),
+        "calibrated": list(fitted),
     }
 
 

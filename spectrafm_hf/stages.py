@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
@@ -39,7 +39,7 @@ from .collation import SpectrumCollator, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import solve_readout
-from .hub import HubError, fetch, load_pretrained, read_pushed, revision_of
+from .hub import PUSHED_FILE, HubError, fetch, load_pretrained, read_pushed, revision_of
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
@@ -61,7 +61,9 @@ from .tracking import Throughput, ValidationScatter, run_name, track
 logger = logging.getLogger(__name__)
 
 DONE_FILE, TIE_FILE, BEGUN_FILE, RESULTS_FILE = "stage.json", "label_tie.json", "begun.json", "results.json"
-PACKAGES = ("spectrafm_hf", "transformers", "torch", "accelerate", "safetensors", "numpy")
+PACKAGES = (
+    "spectrafm_hf", "transformers", "torch", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy",
+)  # fmt: skip
 
 
 def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
@@ -81,6 +83,10 @@ def fingerprint(stage: StageArguments, training: TrainingArguments) -> str:
         "gradient_accumulation_steps", "bf16", "fp16", "seed", "data_seed", "dataloader_drop_last",
     )  # fmt: skip
     told = asdict(stage) | {key: getattr(training, key) for key in decisive}
+    if stage.dataset is not None:
+        manifest = Path(stage.dataset) / "manifest.json"
+        content = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else stage.dataset
+        told |= {"dataset": content, "dataloader_num_workers": training.dataloader_num_workers}  # they share out shards
     told |= {"model": parent, "model_revision": None, "spectra_per_step": spectra_per_step(training), "validations": 0}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -130,11 +136,7 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
     try:
         model, extractor = load_pretrained(name, stage.model_revision)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the parent {name} is neither a folder with a SpectraFM model nor a repository that can be reached; run "
-            "the stage before this one first, or correct `model:` in the recipe "
-            f"({' '.join(str(error).split())[:400]})."
-        ) from error
+        raise no_parent(stage, error) from error
     if unknown := set(stage.labels) - set(extractor.label_names):
         raise ValueError(
             f"the parent {name} predicts {', '.join(extractor.label_names)}, but the recipe asks it to learn "
@@ -266,13 +268,10 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         OSError: The folder cannot be written.
     """
     folder = Path(str(training.output_dir))
-    stage = pinned(stage, training, None if again else read_begun(folder))
-    wanted = fingerprint(stage, training)
-    begun = {"fingerprint": wanted, "model_revision": stage.model_revision, "dataset_revision": stage.dataset_revision}
-    with training.main_process_first(desc="clearing the folder"):
-        if is_done(folder, begun, again, begin=training.process_index == 0):
-            logger.info("%s is done already (%s)", stage.stage, folder)
-            return folder
+    stage, wanted, done = begin(stage, training, again)
+    if done:
+        logger.info("%s is done already (%s)", stage.stage, folder)
+        return folder
 
     if training.run_name is None and training.process_index == 0:  # on other nodes the folder may not be there
         training.run_name = run_name(stage.stage, training.seed, (folder / BEGUN_FILE).stat().st_mtime)
@@ -288,8 +287,9 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
     facts: dict[str, Any] = {}
     if stage.data == "synthetic":
         rows: Dataset | IterableDataset = SyntheticSpectra(
-            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, **synthesis(stage)
-        )
+            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, learned=stage.labels,
+            **synthesis(stage),
+        )  # fmt: skip
     elif stage.data == "dataset":
         rows = streamed_rows(stage, extractor, training.seed, training.world_size)
     else:
@@ -333,23 +333,49 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         return folder
 
 
+def begin(stage: StageArguments, training: TrainingArguments, again: bool) -> tuple[StageArguments, str, bool]:
+    """The recipe with its revisions pinned, its fingerprint, and whether the stage is done.
+
+    The first process finds out and tells the others, who might see another main, or another disk.
+
+    Raises:
+        ValueError, OSError: See `pinned` and `is_done`; on all processes.
+    """
+    told: list[Any] = [None]
+    if training.process_index == 0:
+        try:
+            folder = Path(str(training.output_dir))
+            asked = [stage.model_revision, stage.dataset_revision]
+            stage = pinned(stage, training, None if again else read_begun(folder))
+            pins = [stage.model_revision, stage.dataset_revision]
+            wanted = {"fingerprint": fingerprint(stage, training), "asked": asked, "pinned": pins}
+            told = [(stage, wanted["fingerprint"], is_done(folder, wanted, again))]
+        except (ValueError, OSError) as error:
+            told = [error]
+    if training.world_size > 1:
+        broadcast_object_list(told)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    agreed: tuple[StageArguments, str, bool] = told[0]
+    return agreed
+
+
 def pinned(stage: StageArguments, training: TrainingArguments, begun: Mapping[str, Any] | None) -> StageArguments:
     """The recipe with branches and tags of its Hub parent and dataset replaced by the commits they are now.
 
     What runs now, and is told in the card, is then one version, whatever is pushed meanwhile: a stage that was killed
-    goes on with the commits it began with.
+    goes on with the commits it began with, unless its recipe asks for others now.
 
     Args:
         begun: Of `read_begun`.
 
     Raises:
-        ValueError: The dataset cannot be had.
+        ValueError: Parent or dataset cannot be had.
     """
-    if begun is not None:
-        as_begun = replace(stage, model_revision=begun["model_revision"], dataset_revision=begun["dataset_revision"])
-        asked = {stage.model_revision, stage.dataset_revision} - {None}
-        moving = not any(re.fullmatch("[0-9a-f]{40}", str(revision)) for revision in asked)
-        if moving and fingerprint(as_begun, training) == begun["fingerprint"]:
+    if begun is not None and begun["asked"] == [stage.model_revision, stage.dataset_revision]:
+        model_revision, dataset_revision = begun["pinned"]
+        as_begun = replace(stage, model_revision=model_revision, dataset_revision=dataset_revision)
+        if fingerprint(as_begun, training) == begun["fingerprint"]:
             return as_begun
     if stage.dataset is not None:
         try:
@@ -357,9 +383,19 @@ def pinned(stage: StageArguments, training: TrainingArguments, begun: Mapping[st
         except HubError as error:
             raise ValueError(f"the recipe's dataset cannot be had: {error}") from error
     if stage.model is not None:
-        with suppress(HubError):  # `load_parent` says what is wrong with it
+        try:
             stage = replace(stage, model_revision=revision_of(stage.model, stage.model_revision))
+        except HubError as error:
+            raise no_parent(stage, error) from error
     return stage
+
+
+def no_parent(stage: StageArguments, error: Exception) -> ValueError:
+    return ValueError(
+        f"the parent {stage.model} is neither a folder with a SpectraFM model nor a repository that can be reached; "
+        "run the stage before this one first, or correct `model:` in the recipe "
+        f"({' '.join(str(error).split())[:400]})."
+    )
 
 
 @contextmanager
@@ -382,16 +418,17 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:
-    """Fingerprint of the stage that was begun in a folder and not ended, with the commits it was pinned to."""
+    """Fingerprint of the stage that was begun in a folder and not ended, the revisions its recipe asked for (parent,
+    dataset) and the commits they were pinned to."""
     try:
         told = json.loads((folder / BEGUN_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) and "fingerprint" in told else None
+    return told if isinstance(told, dict) and told.keys() == {"fingerprint", "asked", "pinned"} else None
 
 
-def is_done(folder: Path, wanted: Mapping[str, Any], again: bool, begin: bool) -> bool:
-    """Whether the stage is done with this fingerprint; if not and `begin`, what another recipe left is removed.
+def is_done(folder: Path, wanted: Mapping[str, Any], again: bool) -> bool:
+    """Whether the stage is done with this fingerprint; if it is to begin anew, what another recipe left is removed.
 
     Args:
         wanted: See `read_begun`.
@@ -403,12 +440,13 @@ def is_done(folder: Path, wanted: Mapping[str, Any], again: bool, begin: bool) -
     record = read_record(folder)
     if record is not None and record["fingerprint"] == wanted["fingerprint"] and not again:
         return True
-    if begin and (again or read_begun(folder) != wanted):
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-        for name in (DONE_FILE, TIE_FILE):
+    if again or read_begun(folder) != wanted:
+        for old in [*folder.glob("checkpoint-*"), folder / "figures", folder / ".eval_results"]:
+            if old.is_dir():
+                shutil.rmtree(old)
+        for name in (DONE_FILE, TIE_FILE, RESULTS_FILE, PUSHED_FILE, "README.md"):
             (folder / name).unlink(missing_ok=True)
-        (folder / BEGUN_FILE).write_text(json.dumps(wanted))
+        write_json(folder / BEGUN_FILE, wanted)
     return False
 
 
@@ -424,7 +462,10 @@ def find_tie(
         path = fetch(str(stage.model), stage.model_revision) / TIE_FILE
         if not path.is_file():
             raise ValueError(f"tie_labels: parent, but {stage.model} has no {TIE_FILE}; tie them in the stage before.")
-        return LabelTie.load(path)
+        try:
+            return LabelTie.load(path)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{stage.model}: {TIE_FILE} holds no label tie ({error!r}).") from error
     if stage.tie_labels == "fit":
         as_read = predict_on_grid(model, extractor, stars.flux, stars.good).mean
         scale = extractor.label_center, extractor.label_scale
@@ -515,11 +556,14 @@ def calibration_line(
     names = [name for name in stage.labels if name in extractor.sigma_factors]
     if not names:
         return None
-    if not results["n_calibration"]:
-        return f"Sigma of {', '.join(names)} has the factors of the parent; they were not fitted anew for this stage."
+    kept = [name for name in names if name not in results["calibrated"]]
+    of_parent = f"Sigma of {', '.join(kept)} has the factors of the parent; they were not fitted anew for this stage."
+    if not results["calibrated"]:
+        return of_parent
     return (
-        f"Sigma of {', '.join(names)} was calibrated on {results['n_calibration']} spectra that no training saw: split "
-        "conformal factors for the central 68.27 % and 95 % intervals."
+        f"Sigma of {', '.join(results['calibrated'])} was calibrated on {results['n_calibration']} spectra that no "
+        "training saw: split conformal factors for the central 68.27 % and 95 % intervals."
+        + (f" {of_parent}" if kept else "")
     )
 
 
@@ -559,6 +603,9 @@ def finish(
             "dataset": told_as(stage.dataset, stage.dataset_revision),
         },
         "parent": parent_of(stage),
+        "parent_fingerprint": None
+        if stage.model is None
+        else (read_record(Path(stage.model)) or {}).get("fingerprint"),
         "learning_rate": training.learning_rate,
         "batch_size": training.train_batch_size,
         "seed": training.seed,

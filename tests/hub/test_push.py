@@ -121,10 +121,41 @@ def test_a_connection_that_breaks_in_the_middle_of_an_upload(hub, folder, monkey
 
 def test_an_answer_that_is_lost_does_not_make_two_commits(hub, folder):
     """The commit was made, its answer never came: another try must find that nothing is left to do."""
+    (folder / "results.json").write_text("{}")
     hub.lose_answer("POST", "/commit/", times=1)
     pushed = push(folder, REPO)
     assert pushed.revision == hub.commits(REPO)[0]
     assert len(hub.commits(REPO)) == 2  # the empty one of a new repository, and ours
+    (folder / "results.json").unlink()  # a deletion is never "unchanged" to the client
+    checkpoint(folder, seed=1)
+    hub.lose_answer("POST", "/commit/", times=1)
+    assert push(folder, REPO).revision == hub.commits(REPO)[0]
+    assert len(hub.commits(REPO)) == 3
+    assert "results.json" not in visible(hub)
+
+
+def test_what_is_not_ours_to_publish_stays(hub, folder):
+    push(folder, REPO)
+    HfApi().upload_file(path_or_fileobj=b"ours", path_in_repo="LICENSE", repo_id=REPO)
+    HfApi().upload_file(path_or_fileobj=b"old", path_in_repo="figures/old.png", repo_id=REPO)
+    push(checkpoint(folder, seed=1), REPO)
+    assert visible(hub)["LICENSE"] == b"ours"
+    assert "figures/old.png" not in visible(hub)
+
+
+def test_a_commit_that_comes_while_ours_is_on_its_way_is_not_buried(hub, folder, tmp_path):
+    push(folder, REPO)
+    checkpoint(folder, seed=1)
+    hold = hub.hold("PUT", ".")
+    pushing = in_process(hub, folder, tmp_path)
+    assert hold.reached.wait(60)
+    HfApi().upload_file(path_or_fileobj=b"hello", path_in_repo="notes.md", repo_id=REPO)
+    between = visible(hub)
+    hold.release()
+    _, told = pushing.communicate(timeout=120)
+    assert pushing.returncode == 1
+    assert "somebody else changed main meanwhile" in told
+    assert visible(hub) == between
 
 
 def test_somebody_elses_commit_in_between_is_not_buried(hub, folder):
@@ -259,13 +290,15 @@ def published(hub, folder):
         ("auto_map", {"AutoModel": "trap.SpectraFMForLabelPrediction"}),
         ("auto_map", {"AutoConfig": "../../trap.Config"}),
         ("custom_pipelines", {"stellar-labels": {"impl": "trap.Pipeline", "pt": ["AutoModel"]}}),
+        ("custom_pipelines", {"stellar-labels": "trap.Pipeline"}),
+        ("auto_map", ["trap.Config"]),
     ],
 )
 def test_a_config_that_names_other_modules_is_refused_and_nothing_runs(hub, published, tmp_path, key, value):
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w')\n".encode()
     config = json.loads(published["config.json"])
-    config[key] = (config.get(key) or {}) | value
+    config[key] = (config.get(key) or {}) | value if isinstance(value, dict) else value
     hub.put_raw(REPO, {"config.json": json.dumps(config).encode(), "trap.py": code, "modeling_spectrafm.py": code})
     with pytest.raises(ValueError, match=r"names code that is not SpectraFM's .*none of it was run"):
         load_pretrained(REPO)
@@ -307,6 +340,32 @@ def test_weights_with_a_wrong_header_are_refused(hub, published, weights, messag
         load_pretrained(REPO)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attn_implementation": "evil/kernel"}, "asks for the attention kernel 'evil/kernel'; it was not fetched"),
+        ({"_attn_implementation": "evil/kernel"}, "asks for the attention kernel"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "asks for quantised weights"),
+        ({"hidden_size": 33}, r"cannot be loaded: .*hidden_size must be a multiple"),
+        ({"hidden_size": "wide"}, "cannot be loaded"),
+    ],
+)
+def test_a_config_that_asks_for_other_code_or_makes_no_sense_is_refused(hub, published, changes, message):
+    config = json.loads(published["config.json"]) | changes
+    hub.put_raw(REPO, {"config.json": json.dumps(config).encode()})
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(REPO)
+
+
+def test_weights_that_are_not_all_there_are_refused(hub, published, tmp_path):
+    """Else the head would be random, and answer all the same."""
+    weights = {name: values for name, values in tiny_model().state_dict().items() if not name.startswith("head.")}
+    save_file(weights, tmp_path / "headless.safetensors", metadata={"format": "pt"})
+    hub.put_raw(REPO, {"model.safetensors": (tmp_path / "headless.safetensors").read_bytes()})
+    with pytest.raises(ValueError, match=r"missing keys: head.*it would answer with random numbers"):
+        load_pretrained(REPO)
+
+
 def test_weights_of_other_shapes_are_refused(hub, published, tmp_path):
     import torch
 
@@ -344,6 +403,27 @@ def test_a_dataset_whose_card_points_elsewhere_is_refused(hub, path):
     card = f"---\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n    path: {path}\n---\n"
     hub.put_raw("astro/spectra", {"README.md": card.encode()}, repo_type="dataset")
     with pytest.raises(ValueError, match="data files outside of the dataset"):
+        check_dataset("astro/spectra")
+
+
+@pytest.mark.parametrize("where", ["../secret", "/etc", "https://elsewhere.org"])
+@pytest.mark.parametrize("local", [False, True])
+def test_a_dataset_whose_folder_lies_elsewhere_is_refused(hub, tmp_path, where, local):
+    files = {"README.md": f"---\nconfigs:\n- config_name: a\n  data_dir: {where}\n---\n".encode()}
+    name = "astro/spectra"
+    if local:
+        name = str(tmp_path / "spectra")
+        (tmp_path / "spectra").mkdir()
+        (tmp_path / "spectra" / "README.md").write_bytes(files["README.md"])
+    else:
+        hub.put_raw(name, files, repo_type="dataset")
+    with pytest.raises(ValueError, match="data files outside of the dataset"):
+        check_dataset(name)
+
+
+def test_another_card_beside_the_card_is_refused(hub):
+    hub.put_raw("astro/spectra", {"README.md": b"# A", ".huggingface.yaml": b"configs: []"}, repo_type="dataset")
+    with pytest.raises(ValueError, match=r"\.huggingface\.yaml"):
         check_dataset("astro/spectra")
 
 
