@@ -16,6 +16,12 @@ logger = logging.getLogger(__name__)
 COLLECTION = "SpectraFM"
 EVAL_RESULTS = ".eval_results/spectrafm.yaml"
 
+NEEDED = (
+    "recipe", "label_ranges", "parent", "parent_fingerprint", "fwhm", "snr_range", "training_data", "datasets",
+    "n_parameters", "calibration", "seed", "versions",
+)  # fmt: skip
+"""Of stage.json, for a card."""
+
 FIGURES = {
     "predicted_against_true": "Predicted against catalogue [Fe/H] of the test stars, by every method.",
     "metal_poor_rmse": "RMSE of [Fe/H] of the metal-poor test stars, by every method.",
@@ -42,6 +48,11 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
         ValueError: The stage is not done, or something a card needs is not known.
     """
     record = _read(folder / "stage.json")
+    if missing := [name for name in NEEDED if name not in record]:
+        raise ValueError(
+            f"{folder}/stage.json lacks {', '.join(missing)}: an older version of this package wrote it. Run the stage "
+            "again (--again)."
+        )
     recipe, ranges, began_from = record["recipe"], record["label_ranges"], record["parent"]
     if parent is None and began_from is not None and began_from["revision"] is None:
         parent = _pushed_since(folder.parent / began_from["id"], record["parent_fingerprint"])

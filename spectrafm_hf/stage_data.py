@@ -350,7 +350,7 @@ def training_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, 
     if stage.data == "dataset":
         return _dataset_facts(stage, extractor, where)
     fewest, most = ObservingConditions(**stage.observing).noise
-    facts: dict[str, Any] = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [1 / most, 1 / fewest]}
+    facts: dict[str, Any] = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [round(1 / most), round(1 / fewest)]}
     if stage.data == "synthetic":
         sampler = LabelSampler(**stage.sampler)
         ranges: dict[str, Any] = {"teff": sampler.teff, "logg": (0.0, 5.0), "fe_h": sampler.fe_h}

@@ -1,0 +1,99 @@
+"""From a stage's folder to its card, without a Hub: what it says, what it refuses to leave blank."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+from test_stages import SYNTHETIC, run
+from typer.testing import CliRunner
+
+from spectrafm_hf import cli
+from spectrafm_hf.hub import PUSHED_FILE
+from spectrafm_hf.publishing import card_facts, what_goes
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Stage 1 and a child of it, in a small way."""
+    home = tmp_path_factory.mktemp("published")
+    first = run(SYNTHETIC, home / "1-synthetic")
+    child = {key: value for key, value in SYNTHETIC.items() if key not in ("architecture", "extractor")}
+    run(child | {"stage": "2-observed", "model": str(first), "labels": ["fe_h"]}, home / "2-observed")
+    return home
+
+
+@pytest.fixture
+def home(stages, tmp_path):
+    return shutil.copytree(stages, tmp_path / "runs")
+
+
+def change(folder, **changes):
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps({k: v for k, v in (record | changes).items() if v != "gone"}))
+
+
+def test_the_card_of_a_stage_speaks_of_its_repository(home):
+    repo, kind, files = what_goes(home / "1-synthetic", "astro")
+    assert (repo, kind) == ("astro/spectrafm-1-synthetic", "model")
+    assert {"README.md", "model.safetensors", "pipeline_spectrafm.py", "results.json", "stage.json"} <= files.keys()
+    assert "figures/learning_curve.png" in files
+    card = ModelCard.load(home / "1-synthetic" / "README.md")
+    assert 'pipeline("stellar-labels"' in card.content
+    assert repo in card.content
+    assert "| Teff (`teff`) | K |" in card.content
+    assert "was calibrated on" in card.content
+
+
+def test_nothing_of_this_machine_goes(home, tmp_path):
+    for stage in ("1-synthetic", "2-observed"):
+        folder = home / stage
+        _, _, files = what_goes(folder, "astro")
+        for name in files:
+            path = folder / name
+            if path.is_file() and path.suffix != ".safetensors":
+                assert str(tmp_path).encode() not in path.read_bytes(), path
+                assert b"/published" not in path.read_bytes(), path
+
+
+def test_a_parent_that_was_pushed_later_is_named_by_its_commit(home):
+    assert "base_model" not in card_facts(home / "2-observed")
+    pushed = {"repo_id": "astro/spectrafm-1-synthetic", "revision": "a" * 40, "url": "https://elsewhere.org"}
+    (home / "1-synthetic" / PUSHED_FILE).write_text(json.dumps(pushed))
+    facts = card_facts(home / "2-observed")
+    assert (facts["base_model"], facts["base_model_revision"]) == ("astro/spectrafm-1-synthetic", "a" * 40)
+    change(home / "1-synthetic", fingerprint="of another run")
+    assert "base_model" not in card_facts(home / "2-observed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration": "gone"}, "lacks calibration: an older version of this package wrote it"),
+        ({"fwhm": None}, r"needs the sharpness of the training spectra; give the dataset lsf_sigma \(Angstrom\)"),
+        ({"label_ranges": {"teff": [4000, 6000]}}, "needs the range of logg, fe_h in training"),
+    ],
+)
+def test_a_card_is_not_left_blank(home, changes, message):
+    change(home / "1-synthetic", **changes)
+    with pytest.raises(ValueError, match=message):
+        card_facts(home / "1-synthetic")
+
+
+def test_a_stage_that_is_not_done(home):
+    (home / "1-synthetic" / "stage.json").unlink()
+    with pytest.raises(ValueError, match="finish the stage first"):
+        what_goes(home / "1-synthetic", "astro")
+
+
+def test_only_learned_labels_are_promised_and_calibrated(home):
+    assert list(card_facts(home / "2-observed")["labels"]) == ["fe_h"]
+    assert json.loads((home / "2-observed" / "results.json").read_text())["calibrated"] == ["fe_h"]
+
+
+def test_a_dry_run_lists_sizes_and_sends_nothing(home):
+    told = CliRunner().invoke(cli.app, ["push", str(home / "1-synthetic"), "--to", "astro/mine", "--dry-run"])
+    assert told.exit_code == 0, told.output
+    assert "would go to the model repository astro/mine (private, if it is new); nothing was sent" in told.output
+    assert " MB  model.safetensors" in told.output
+    assert not (home / "1-synthetic" / PUSHED_FILE).exists()
