@@ -83,6 +83,9 @@ OTHER_CARD = ".huggingface.yaml"
 LARGEST_HEADER = 2_000_000
 """Bytes of the header of safetensors; ours have about 30 kB."""
 
+LARGEST_TEXT = 50_000_000
+"""Bytes of any other file of a checkpoint; ours have up to 300 kB."""
+
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 60.0
 """Tries of one push, and seconds between them: doubled each time, or what the server asks for."""
 
@@ -384,8 +387,9 @@ def revision_of(name: str, revision: str | None = None, kind: str = "model") -> 
     return None if Path(name).is_dir() else _look(name, revision, kind)[0]
 
 
-def _look(name: str, revision: str | None, kind: str) -> tuple[str, list[str] | None]:
-    """Commit of a repository, and the files it has; None where the Hub cannot be reached and the cache has to do.
+def _look(name: str, revision: str | None, kind: str) -> tuple[str, dict[str, int] | None]:
+    """Commit of a repository, and its files with their sizes, bytes; None where the Hub cannot be reached and the cache
+    has to do.
 
     Raises:
         HubError: See `revision_of`.
@@ -393,8 +397,10 @@ def _look(name: str, revision: str | None, kind: str) -> tuple[str, list[str] | 
     with explained(f"looking up {name}" + (f" at {revision}" if revision else "")):
         validate_repo_id(name)
         try:
-            info: Any = attempt(lambda: HfApi().repo_info(name, revision=revision, repo_type=kind), tries=2)
-            return info.sha, [entry.rfilename for entry in info.siblings]
+            info: Any = attempt(
+                lambda: HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True), tries=2
+            )
+            return info.sha, {entry.rfilename: entry.size or 0 for entry in info.siblings}
         except (OfflineModeIsEnabled, httpx2.TransportError, HfHubHTTPError) as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
@@ -419,8 +425,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         commit, names = _look(name, revision, "model")
-        check_names(name, names or ())
+        check_names(name, list(names or ()))
         wanted = [*CHECKPOINT_FILES, "label_tie.json", "stage.json", "results.json", "README.md"]
+        for file, size in (names or {}).items():
+            if file in wanted and file != WEIGHTS and size > LARGEST_TEXT:
+                raise ValueError(
+                    f"{name}: {file} has {size:,} bytes, at most {LARGEST_TEXT:,} are fetched; it is no file of ours."
+                )
         with explained(f"fetching {name} at {commit}"):
             # By the name that was asked for, which the cache then knows offline too.
             folder = Path(
@@ -461,7 +472,8 @@ def check_dataset(name: str, revision: str | None = None) -> None:
     if folder.is_dir():
         files: list[str] | None = [path.name for path in folder.iterdir()]
     else:
-        commit, files = _look(name, revision, "dataset")
+        commit, sizes = _look(name, revision, "dataset")
+        files = None if sizes is None else list(sizes)
         check_names(name, files or ())
     if OTHER_CARD in (files or ()):
         raise ValueError(f"{name} has a {OTHER_CARD}, which no dataset of ours has, and which may point anywhere.")

@@ -385,6 +385,15 @@ def test_a_path_that_leaves_the_repository_is_refused(hub, published, tmp_path, 
     assert not list(tmp_path.parent.glob("**/outside.json"))
 
 
+def test_a_configuration_of_gigabytes_is_not_fetched(hub, published, monkeypatch):
+    monkeypatch.setattr(our_hub, "LARGEST_TEXT", 100_000)
+    hub.put_raw(REPO, {"config.json": b" " * 200_000})
+    n_requests = len(hub.requests)
+    with pytest.raises(ValueError, match=r"config.json has 200,000 bytes, at most 100,000 are fetched"):
+        load_pretrained(REPO)
+    assert not [one for one in hub.requests[n_requests:] if "/resolve/" in one.path]
+
+
 def test_another_kind_of_model_is_named(hub, published):
     config = json.loads(published["config.json"]) | {"model_type": "bert"}
     hub.put_raw(REPO, {"config.json": json.dumps(config).encode()})
