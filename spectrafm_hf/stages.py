@@ -283,24 +283,7 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
         model, extractor = load_parent(stage)
     model.set_attn_implementation(stage.attn_implementation)
 
-    tie: LabelTie | None = None
-    facts: dict[str, Any] = {}
-    if stage.data == "synthetic":
-        rows: Dataset | IterableDataset = SyntheticSpectra(
-            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, learned=stage.labels,
-            **synthesis(stage),
-        )  # fmt: skip
-    elif stage.data == "dataset":
-        rows = streamed_rows(stage, extractor, training.seed, training.world_size)
-    else:
-        stars = Observed.from_spectra(choose_stars(stage, training.seed), extractor, stage.window)
-        learned = only_learned(stage, extractor.label_names, stars.labels)
-        facts = {"stars": stars.star_ids}
-        tie = find_tie(stage, model, extractor, stars)
-        if stage.readout == "solve":
-            facts["readout"] = solve_readouts(model, extractor, stars, learned, stage, training.seed)
-        rows = observed_rows(stage, extractor, stars, learned, tie, training.seed)
-
+    rows, tie, facts = rows_to_learn(stage, training, model, extractor)
     judged_by = held_out(stage, extractor)
     n_steps = max(stage.n_spectra // spectra_per_step(training), 1)
     watching = ValidationScatter(
@@ -331,6 +314,36 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
             finish(folder, stage, training, wanted, history, facts, results)
     with training.main_process_first(desc="saving"):  # the other processes wait for what the first one saves
         return folder
+
+
+def rows_to_learn(
+    stage: StageArguments,
+    training: TrainingArguments,
+    model: SpectraFMForLabelPrediction,
+    extractor: SpectraFMFeatureExtractor,
+) -> tuple[Dataset | IterableDataset, LabelTie | None, dict[str, Any]]:
+    """Training rows of the recipe, the label tie if it wants one, and what stage.json tells of both.
+
+    With `readout: solve` the model's mean readouts are solved on the way, in place.
+
+    Raises:
+        ValueError: See `choose_stars`, `find_tie` and `stage_data.streamed_rows`.
+    """
+    if stage.data == "dataset":
+        return streamed_rows(stage, extractor, training.seed, training.world_size), None, {}
+    if stage.data == "synthetic":
+        rows: Dataset = SyntheticSpectra(
+            extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, learned=stage.labels,
+            **synthesis(stage),
+        )  # fmt: skip
+        return rows, None, {}
+    stars = Observed.from_spectra(choose_stars(stage, training.seed), extractor, stage.window)
+    learned = only_learned(stage, extractor.label_names, stars.labels)
+    facts: dict[str, Any] = {"stars": stars.star_ids}
+    tie = find_tie(stage, model, extractor, stars)
+    if stage.readout == "solve":
+        facts["readout"] = solve_readouts(model, extractor, stars, learned, stage, training.seed)
+    return observed_rows(stage, extractor, stars, learned, tie, training.seed), tie, facts
 
 
 def begin(stage: StageArguments, training: TrainingArguments, again: bool) -> tuple[StageArguments, str, bool]:
