@@ -9,10 +9,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutput, SpectraFMModel
-from .pipeline_spectrafm import StellarLabelsPipeline
+from .pipeline_spectrafm import PIPELINE, StellarLabelsPipeline
 from .spectra import Spectrum, air_to_vacuum, vacuum_to_air
-
-PIPELINE = "stellar-labels"
 
 AutoConfig.register("spectrafm", SpectraFMConfig, exist_ok=True)
 AutoModel.register(SpectraFMConfig, SpectraFMForLabelPrediction, exist_ok=True)

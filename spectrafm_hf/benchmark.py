@@ -39,18 +39,17 @@ from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .labels import get_label
 from .metrics import (
-    BIN_EDGES,
     METAL_POOR_BELOW,
     METHOD_NAMES,
     known_errors,
-    summarise,
     summarise_bins,
+    summarise_labels,
     summarise_subsets,
 )
 from .model_card import results_table
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
-from .publishing import card_facts, write_card
+from .publishing import card_facts, draw_learning_curve, write_card
 from .recipe import StageArguments, read_recipe, recipe_folder
 from .stage_data import lowest_fe_h, only_learned, synthesis
 from .stages import DONE_FILE, few_threads, fingerprint, run_stage, train
@@ -421,19 +420,10 @@ def stage_results(
         labels, flux, good = observed.labels, observed.flux, observed.good
         what = f"all {len(flux)} held-out MILES stars"
     answer = predict_on_grid(model, extractor, flux, good)
-    names = extractor.label_names
-    error = np.full(len(flux), 1e-9) if stage.data == "synthetic" else None  # a synthetic label has no error
-    told = {
-        name: (get_label(name), answer.mean[:, i], labels[:, i], answer.sigma[:, i]) for i, name in enumerate(names)
-    }
-    in_bins = {name: labels[:, i] for i, name in enumerate(names) if name in BIN_EDGES}
+    errors = np.full(labels.shape, 1e-9) if stage.data == "synthetic" else None  # a synthetic label has no error
     return {
         "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
-        "labels": {name: summarise(*of, error) for name, of in told.items()},
-        "bins": {
-            name: summarise_bins(label, mean, truth, in_bins, sigma, error)
-            for name, (label, mean, truth, sigma) in told.items()
-        },
+        **summarise_labels(extractor.label_names, answer.mean, labels, answer.sigma, errors),
     }
 
 
@@ -449,9 +439,7 @@ def draw(
     plots.plot_metal_poor_rmse(results, folder / "metal_poor_rmse.png")
     for name in STAGE_NAMES:
         record = json.loads((output / name / DONE_FILE).read_text())
-        curve = [{"step": point["spectra"], "loss": point["loss"]} for point in record["learning_curve"]]
-        if curve:
-            plots.plot_learning_curve(curve, folder / f"learning_curve_{name}.png", 1, title=name)
+        draw_learning_curve(record, folder / f"learning_curve_{name}.png")
 
 
 def write_cards(plan: TransferPlan, results: dict[str, Any]) -> None:

@@ -237,8 +237,8 @@ def push(
     """
     from .publishing import publish, what_goes
 
-    repo, kind, files = what_goes(folder, to)
     if dry_run:
+        repo, kind, files = what_goes(folder, to)
         for name, size in files.items():
             typer.echo(f"{size / 1e6:10.3f} MB  {name}")
         typer.echo(

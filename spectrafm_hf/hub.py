@@ -51,7 +51,7 @@ from .card_templates import name_repo
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .modeling_spectrafm import SpectraFMForLabelPrediction
-from .pipeline_spectrafm import StellarLabelsPipeline
+from .pipeline_spectrafm import PIPELINE, StellarLabelsPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,18 @@ BESIDE = ("README.md", "results.json", "stage.json", "label_tie.json", "figures/
 """What of a stage's folder is published beside the checkpoint itself; nothing else is."""
 DATASET_FILES = ("README.md", "*.json", "*.csv", "**/*.parquet")
 
-TASK = "stellar-labels"
-OUR_CODE = {
-    "AutoConfig": "configuration_spectrafm.SpectraFMConfig",
-    "AutoModel": "modeling_spectrafm.SpectraFMForLabelPrediction",
-    "AutoFeatureExtractor": "feature_extraction_spectrafm.SpectraFMFeatureExtractor",
+AUTO_CLASSES: dict[str, Any] = {
+    "AutoConfig": SpectraFMConfig,
+    "AutoModel": SpectraFMForLabelPrediction,
+    "AutoFeatureExtractor": SpectraFMFeatureExtractor,
 }
-OUR_PIPELINE = "pipeline_spectrafm.StellarLabelsPipeline"
+"""Whose code travels with a checkpoint."""
+
+
+def _as_in_config(kind: type) -> str:
+    """How a config.json names a class that lies beside it: `module.Class`."""
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+
 
 CODE_THAT_RUNS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".npy", ".dill")
 """Opening one of these may run whatever it holds."""
@@ -118,15 +123,13 @@ class Pushed:
 @contextmanager
 def travelling_code() -> Iterator[None]:
     """`save_pretrained` inside copies the code along: a checkpoint then loads where this package is not installed."""
-    ours: dict[str, Any] = {"AutoConfig": SpectraFMConfig, "AutoModel": SpectraFMForLabelPrediction}
-    ours |= {"AutoFeatureExtractor": SpectraFMFeatureExtractor}
     reader: Any = StellarLabelsPipeline
-    before = {kind: kind._auto_class for kind in ours.values()}
+    before = {kind: kind._auto_class for kind in AUTO_CLASSES.values()}
     registered = getattr(reader, "_registered_impl", None)
     try:
-        for auto_class, kind in ours.items():
+        for auto_class, kind in AUTO_CLASSES.items():
             kind.register_for_auto_class(auto_class)
-        reader._registered_impl = {TASK: {"impl": reader, "pt": (AutoModel,)}}
+        reader._registered_impl = {PIPELINE: {"impl": reader, "pt": (AutoModel,)}}
         yield
     finally:
         for kind, auto_class in before.items():
@@ -243,7 +246,7 @@ def push(
                 return newest.commit_id
             operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
             operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(old)]
-            said = message or f"{Path(folder).name}: {len(files)} files"
+            said = message or f"{Path(folder).resolve().name}: {len(files)} files"
             try:
                 return api.create_commit(
                     repo_id,
@@ -534,11 +537,12 @@ def check_checkpoint(name: str, folder: Path) -> None:
             f"{name} is a model of type {config.get('model_type')!r}, not {SpectraFMConfig.model_type!r}; AutoModel "
             "may load it, this package does not."
         )
+    our_code = {name: _as_in_config(kind) for name, kind in AUTO_CLASSES.items()}
     for file, told in ((CONFIG, config), (EXTRACTOR, extractor)):
-        foreign = _foreign(told.get("auto_map"), lambda key, value: value == OUR_CODE.get(key))
+        foreign = _foreign(told.get("auto_map"), lambda key, value: value == our_code.get(key))
         foreign += _foreign(
             told.get("custom_pipelines"),
-            lambda key, value: isinstance(value, dict) and value.get("impl") == OUR_PIPELINE,
+            lambda key, value: isinstance(value, dict) and value.get("impl") == _as_in_config(StellarLabelsPipeline),
         )
         if foreign:
             raise ValueError(

@@ -83,7 +83,7 @@ class RowEncoder:
         labels, errors = (
             np.column_stack(
                 [
-                    _numbers(columns[name + suffix] if name in self.learned else missing, len(indices))
+                    numbers(columns[name + suffix] if name in self.learned else missing, len(indices))
                     for name in self.feature_extractor.label_names
                 ]
             )
@@ -253,6 +253,6 @@ def _errors(ivar: Any) -> np.ndarray:
     return np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
 
 
-def _numbers(values: Any, n: int) -> np.ndarray:
-    """A label column -> float64 with NaN where missing."""
+def numbers(values: Any, n: int) -> np.ndarray:
+    """A column of `n` rows -> float64 with NaN where missing."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64).reshape(n)

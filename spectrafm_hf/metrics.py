@@ -7,7 +7,7 @@ Coverage asks whether the predicted sigma can be believed: how often the catalog
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -211,6 +211,36 @@ def summarise_bins(
             figures = _summarise_chosen(label, chosen, predicted, truth, sigma, truth_err)
             bins[name].append(BinFigures(low=low, high=high, **figures))
     return bins
+
+
+def summarise_labels(
+    names: Sequence[str],
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    sigma: np.ndarray,
+    truth_err: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """`summarise` and `summarise_bins` of every label, in bins of those labels that have any.
+
+    Args:
+        names: Columns of what follows.
+        predicted, truth, sigma, truth_err: As in `summarise`, each of shape (n_stars, n_labels).
+
+    Returns:
+        `{"labels": {name: figures}, "bins": {name: {binned by: [figures]}}}`.
+    """
+    in_bins = {name: truth[:, i] for i, name in enumerate(names) if name in BIN_EDGES}
+    columns = [(name, get_label(name), i) for i, name in enumerate(names)]
+    errors = [None if truth_err is None else truth_err[:, i] for i in range(len(names))]
+    return {
+        "labels": {
+            name: summarise(label, predicted[:, i], truth[:, i], sigma[:, i], errors[i]) for name, label, i in columns
+        },
+        "bins": {
+            name: summarise_bins(label, predicted[:, i], truth[:, i], in_bins, sigma[:, i], errors[i])
+            for name, label, i in columns
+        },
+    }
 
 
 def _summarise_chosen(

@@ -17,6 +17,9 @@ from transformers import Pipeline
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .labels import get_label
 
+PIPELINE = "stellar-labels"
+"""The task's name in `transformers.pipeline`."""
+
 WIDTH_95 = 1.959964
 """Half the central 95 % interval of a Gaussian, in sigma."""
 

@@ -127,6 +127,14 @@ def ask(
     return mean, log_var, features
 
 
+def rows_on_grid(
+    extractor: SpectraFMFeatureExtractor, flux: np.ndarray, good: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Spectra on the extractor's pixels, shape (n_spectra, n_pixels), see `Observed`, as `ask` takes them."""
+    scaled, usable = extractor.clean(flux, good)
+    return [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
+
+
 def predict_on_grid(
     model: SpectraFMForLabelPrediction,
     extractor: SpectraFMFeatureExtractor,
@@ -140,9 +148,7 @@ def predict_on_grid(
         flux, good: Shape (n_spectra, n_pixels), see `Observed`.
         batch_size: Spectra at once.
     """
-    scaled, usable = extractor.clean(flux, good)
-    rows = [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
-    return Predicted.of(extractor, *ask(model, extractor, rows, batch_size))
+    return Predicted.of(extractor, *ask(model, extractor, rows_on_grid(extractor, flux, good), batch_size))
 
 
 def combine_contexts(

@@ -125,19 +125,20 @@ def write_card(folder: Path, results: Mapping[str, Any], facts: CardFacts) -> No
         (folder / EVAL_RESULTS).write_text(told)
 
 
-def draw_learning_curve(folder: Path, record: Mapping[str, Any]) -> None:
-    """The figure that a stage of its own has; the main job draws more."""
-    if record["learning_curve"] and not next((folder / "figures").glob("*.png"), None):
+def draw_learning_curve(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the curve that stage.json holds, if it holds any."""
+    if record["learning_curve"]:
         from .plots import plot_learning_curve  # matplotlib, which a push of finished figures does not need
 
         curve = [{"step": point["spectra"], "loss": point["loss"]} for point in record["learning_curve"]]
-        plot_learning_curve(curve, folder / "figures" / "learning_curve.png", 1, title=record["stage"])
+        plot_learning_curve(curve, path, 1, title=record["stage"])
 
 
-def what_goes(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str, str, dict[str, int]]:
-    """What `publish` would do: repository, its kind (`model` or `dataset`), and path in it -> size in bytes.
+def prepare(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str, str]:
+    """Where a folder goes, and as what: repository and `model` or `dataset`.
 
-    The card of a stage is rendered for that repository, into the stage's folder.
+    The card of a stage is rendered for that repository, into the stage's folder, with a learning curve if the stage has
+    no figures yet.
 
     Raises:
         ValueError: See `publish`.
@@ -145,12 +146,22 @@ def what_goes(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str,
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that a stage, or `spectrafm build`, has written.")
     if is_dataset(folder):
-        repo, kind = to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
-    else:
-        record = _read(folder / "stage.json")
-        draw_learning_curve(folder, record)
-        repo, kind = to if "/" in to else repository_of(to, record["stage"]), "model"
-        write_card(folder, _read(folder / "results.json"), card_facts(folder, repo, parent))
+        return to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
+    record = _read(folder / "stage.json")
+    repo = to if "/" in to else repository_of(to, record["stage"])
+    if next((folder / "figures").glob("*.png"), None) is None:
+        draw_learning_curve(record, folder / "figures" / "learning_curve.png")
+    write_card(folder, _read(folder / "results.json"), card_facts(folder, repo, parent))
+    return repo, "model"
+
+
+def what_goes(folder: Path, to: str) -> tuple[str, str, dict[str, int]]:
+    """What `publish` would do: repository, its kind (`model` or `dataset`), and path in it -> size in bytes.
+
+    Raises:
+        ValueError: See `publish`.
+    """
+    repo, kind = prepare(folder, to)
     with staged(folder, repo) as files:
         return repo, kind, {name: path.stat().st_size for name, path in files.items()}
 
@@ -169,8 +180,8 @@ def publish(folder: Path, to: str, private: bool = True, parent: Pushed | None =
     Raises:
         ValueError: The stage is not done, or its card lacks something; HubError: see `hub.push`.
     """
-    repo, kind, files = what_goes(folder, to, parent)
-    pushed = push(folder, repo, private, message=f"{folder.resolve().name}: {len(files)} files")
+    repo, kind = prepare(folder, to, parent)
+    pushed = push(folder, repo, private)
     logger.info("%s is now %s at %s", folder.name, pushed.url, pushed.revision)
     if kind == "model":
         what = "Labels of stars from spectra: pre-trained on synthetic, then observed ones, then on a few stars."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .hub import attempt, check_dataset, explained
 from .labels import get_label
-from .loading import RowEncoder, stream_rows
-from .metrics import BIN_EDGES, summarise, summarise_bins
+from .loading import RowEncoder, numbers, stream_rows
+from .metrics import summarise_labels
 from .modeling_spectrafm import SpectraFMForLabelPrediction
-from .prediction import Observed, Predicted, ask
+from .prediction import Observed, Predicted, ask, rows_on_grid
 from .recipe import StageArguments
 from .spectra import Spectrum
 from .synthesis.cannon import LABEL_NAMES
@@ -102,34 +103,65 @@ def observed_rows(
 # ---------------------------------------------------------------- a dataset, streamed
 
 
-def open_split(stage: StageArguments, split: str) -> datasets.IterableDataset:
-    """A split of the recipe's dataset as a stream, at its revision.
+@dataclass(frozen=True)
+class Streamed:
+    """The recipe's dataset, opened once for all that a stage takes from it.
+
+    Attributes:
+        name: For people: its id, or the last name of its folder.
+        splits: Name -> stream.
+        wavelength: Pixels that all its spectra share, vacuum Angstrom, shape (n_pixels,); None = rows bring their own.
+    """
+
+    name: str
+    splits: Mapping[str, datasets.IterableDataset]
+    wavelength: np.ndarray | None
+
+    def first(self, split: str, n: int, columns: list[str] | None = None) -> dict[str, Any]:
+        """Columns of the first `n` rows of a split; None = all columns.
+
+        Raises:
+            ValueError: The split is empty.
+        """
+        stream = self.splits[split].take(n)
+        if columns is not None:
+            stream = stream.select_columns([name for name in columns if name in stream.column_names])
+        elif "wavelength" not in stream.column_names:
+            stream = stream.with_format("numpy")  # fast, but it would make float32 of wavelengths
+        with explained(f"streaming {self.name}"):
+            taken = list(stream.iter(256))
+        if not taken:
+            raise ValueError(f"the split {split} of {self.name} is empty.")
+        return {name: [value for batch in taken for value in batch[name]] for name in taken[0]}
+
+
+def open_dataset(stage: StageArguments) -> Streamed | None:
+    """The recipe's dataset at its revision; None if it names none.
 
     Raises:
-        ValueError: No such config or split, or its card points at files outside of it, see `hub.check_data_files`.
+        ValueError: No such config, a split that a stage needs is missing, or its card points at files outside of it
+            (`hub.check_data_files`).
         HubError: It cannot be had.
     """
-    name, revision = str(stage.dataset), stage.dataset_revision
+    if stage.dataset is None:
+        return None
+    name, revision = stage.dataset, stage.dataset_revision
     with explained(f"streaming {name}"):
         check_dataset(name, revision)
         # Once rows stream, `datasets` itself tries a broken connection again; on the way there it does not.
         splits = attempt(lambda: datasets.load_dataset(name, stage.dataset_config, streaming=True, revision=revision))
-    if split not in splits:
-        raise ValueError(
-            f"{name} has no split {split!r}, only {', '.join(splits)}; a stage learns from train and is judged by "
-            "validation. Build the dataset with a split by the star's name (--split name)."
-        )
-    return splits[split]
-
-
-def read_pixels(stage: StageArguments) -> np.ndarray | None:
-    """Wavelengths that all spectra of the recipe's dataset share, vacuum Angstrom; None = rows bring their own."""
-    with explained(f"reading the wavelengths of {stage.dataset}"):
-        return attempt(lambda: read_wavelength_grid(str(stage.dataset), stage.dataset_revision))
+        wavelength = attempt(lambda: read_wavelength_grid(name, revision))
+    for split in ("train", "validation"):
+        if split not in splits:
+            raise ValueError(
+                f"{name} has no split {split!r}, only {', '.join(splits)}; a stage learns from train and is judged by "
+                "validation. Build the dataset with a split by the star's name (--split name)."
+            )
+    return Streamed(str(told_as(name, revision)), splits, wavelength)
 
 
 def streamed_rows(
-    stage: StageArguments, extractor: SpectraFMFeatureExtractor, seed: int, n_processes: int = 1
+    stage: StageArguments, dataset: Streamed, extractor: SpectraFMFeatureExtractor, seed: int, n_processes: int = 1
 ) -> datasets.IterableDataset:
     """Training rows of the recipe's dataset, endless and shuffled: the mode in which resuming is exact.
 
@@ -137,12 +169,12 @@ def streamed_rows(
         n_processes: That share its shards.
 
     Raises:
-        ValueError: Fewer shards than processes; see also `open_split`.
+        ValueError: Fewer shards than processes.
     """
-    stream = open_split(stage, "train")
+    stream = dataset.splits["train"]
     if stream.num_shards < n_processes:
         raise ValueError(
-            f"{stage.dataset} has {stream.num_shards} training files, fewer than the {n_processes} processes, each of "
+            f"{dataset.name} has {stream.num_shards} training files, fewer than the {n_processes} processes, each of "
             "which reads its own; build it with more shards (--shards), or use fewer processes."
         )
     if stream.num_shards % n_processes:
@@ -153,7 +185,7 @@ def streamed_rows(
     return stream_rows(
         stream,
         extractor,
-        read_pixels(stage),
+        dataset.wavelength,
         seed=seed,
         buffer_size=stage.shuffle_buffer,
         window=stage.window,
@@ -163,37 +195,19 @@ def streamed_rows(
     )
 
 
-def first_rows(stage: StageArguments, split: str, n: int, columns: list[str] | None = None) -> dict[str, Any]:
-    """Columns of the first `n` rows of a split of the recipe's dataset; None = all columns.
-
-    Raises:
-        ValueError: The split is empty.
-    """
-    with explained(f"streaming {stage.dataset}"):
-        stream = open_split(stage, split).take(n)
-        if columns is not None:
-            stream = stream.select_columns([name for name in columns if name in stream.column_names])
-        elif "wavelength" not in stream.column_names:
-            stream = stream.with_format("numpy")  # fast, but it would make float32 of wavelengths
-        taken = list(stream.iter(256))
-    if not taken:
-        raise ValueError(f"the split {split} of {stage.dataset} is empty.")
-    return {name: [value for batch in taken for value in batch[name]] for name in taken[0]}
-
-
-def fit_to_dataset(extractor: SpectraFMFeatureExtractor, stage: StageArguments, n: int = 2000) -> None:
+def fit_to_dataset(extractor: SpectraFMFeatureExtractor, dataset: Streamed, n: int = 2000) -> None:
     """Mean and spread of each pixel from the first `n` training spectra, in place.
 
     Raises:
         ValueError: Neither model nor dataset has a grid that all spectra share.
     """
-    wavelength = read_pixels(stage)
+    wavelength = dataset.wavelength
     if extractor.pixel_width is None and wavelength is None:
         raise ValueError(
-            f"spectra of {stage.dataset} bring their own pixels each, and so does this extractor: there is nothing to "
+            f"spectra of {dataset.name} bring their own pixels each, and so does this extractor: there is nothing to "
             "average over. Give `pixel_width` (Angstrom) under `extractor:`, or start from a parent."
         )
-    columns = first_rows(stage, "train", n)
+    columns = dataset.first("train", n)
     placed = [
         extractor.place(flux, columns["wavelength"][row] if wavelength is None else wavelength, bad_pixel)
         for row, (flux, bad_pixel) in enumerate(zip(columns["flux"], columns["bad_pixel"], strict=True))
@@ -229,7 +243,7 @@ class HeldOut:
         return np.flatnonzero(first), np.flatnonzero(~first)
 
 
-def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> HeldOut:
+def held_out(stage: StageArguments, dataset: Streamed | None, extractor: SpectraFMFeatureExtractor) -> HeldOut:
     """The spectra by which a stage is judged: synthetic ones of another seed, or the validation split of its stars.
 
     They have the window of the stage, and of the model's labels those that are known.
@@ -247,40 +261,34 @@ def held_out(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Hel
         return HeldOut(
             f"{len(flux)} synthetic stars it has not seen, observed as in training, {where}",
             [str(number) for number in range(len(flux))],
-            _token_rows(extractor, flux, good & extractor.inside(low, high)),
+            rows_on_grid(extractor, flux, good & extractor.inside(low, high)),
             labels[:, columns],
             None,
         )
-    if stage.data == "miles":
+    if dataset is None:
         stars = Observed.from_spectra(load_library("miles", split="validation").spectra, extractor, stage.window)
         what = f"{len(stars.flux)} stars of the validation split of MILES, {where}"
-        rows = _token_rows(extractor, stars.flux, stars.good)
+        rows = rows_on_grid(extractor, stars.flux, stars.good)
         return HeldOut(what, stars.star_ids, rows, stars.labels, stars.label_errors)
-    told = first_rows(stage, "validation", N_HELD_OUT)
-    wavelength = read_pixels(stage)
-    made_rows = RowEncoder(extractor, wavelength, window=stage.window, learned=stage.labels)(
+    told = dataset.first("validation", N_HELD_OUT)
+    made_rows = RowEncoder(extractor, dataset.wavelength, window=stage.window, learned=stage.labels)(
         told, range(len(told["object_id"]))
     )
     seen = [row is not None for row in made_rows]
 
     def table(suffix: str) -> np.ndarray:
         nothing = [None] * len(seen)
-        columns = [told.get(name + suffix, nothing) for name in extractor.label_names]
-        values = [[np.nan if value is None else value for value in column] for column in columns]
-        return np.array(values, dtype=float).T[seen]
+        return np.column_stack(
+            [numbers(told.get(name + suffix, nothing), len(seen)) for name in extractor.label_names]
+        )[seen]
 
     return HeldOut(
-        f"{sum(seen)} spectra of the validation split of {told_as(stage.dataset, stage.dataset_revision)}, {where}",
+        f"{sum(seen)} spectra of the validation split of {dataset.name}, {where}",
         [star for star, there in zip(told["object_id"], seen, strict=True) if there],
         [_inputs(row) for row in made_rows if row is not None],
         table(""),
         None if stage.true_labels else table("_err"),
     )
-
-
-def _token_rows(extractor: SpectraFMFeatureExtractor, flux: np.ndarray, good: np.ndarray) -> list[Row]:
-    scaled, usable = extractor.clean(flux, good)
-    return [extractor.cut_tokens(*pair) for pair in zip(scaled, usable, strict=True)]
 
 
 def _inputs(row: Row) -> Row:
@@ -324,31 +332,24 @@ def judge(
     truth = judged_by.labels[rest]
     # A true label has an error that is as good as none; 0 would mean "not published".
     errors = np.full(truth.shape, 1e-9) if judged_by.errors is None else judged_by.errors[rest]
-    known = dict(zip(extractor.label_names, truth.T, strict=True))
-    binned = {name: known[name] for name in BIN_EDGES if name in known}
-    told = [(name, answer.mean[:, i], answer.sigma[:, i], errors[:, i]) for i, name in enumerate(extractor.label_names)]
     return {
         "protocol": f"Labels of {judged_by.what}"
         + (f"; {n_calibration} of them calibrated the uncertainties and do not count here." if n_calibration else "."),
-        "labels": {
-            name: summarise(get_label(name), mean_, known[name], sigma, error) for name, mean_, sigma, error in told
-        },
-        "bins": {
-            name: summarise_bins(get_label(name), mean_, known[name], binned, sigma, error)
-            for name, mean_, sigma, error in told
-        },
+        **summarise_labels(extractor.label_names, answer.mean, truth, answer.sigma, errors),
         "split": "validation",
         "n_calibration": n_calibration,
         "calibrated": list(fitted),
     }
 
 
-def training_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, star_ids: list[str]) -> dict[str, Any]:
+def training_facts(
+    stage: StageArguments, dataset: Streamed | None, extractor: SpectraFMFeatureExtractor, star_ids: list[str]
+) -> dict[str, Any]:
     """What a card says of the training spectra: ranges of labels, sharpness, datasets with revisions, one line."""
     low, high = stage.window
     where = f"{low:.0f}-{high:.0f} Angstrom"
-    if stage.data == "dataset":
-        return _dataset_facts(stage, extractor, where)
+    if dataset is not None:
+        return _dataset_facts(stage, dataset, extractor, where)
     fewest, most = ObservingConditions(**stage.observing).noise
     facts: dict[str, Any] = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [round(1 / most), round(1 / fewest)]}
     if stage.data == "synthetic":
@@ -369,13 +370,16 @@ def training_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, 
     return facts | {"label_ranges": ranges, "training_data": data}
 
 
-def _dataset_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, where: str) -> dict[str, Any]:
+def _dataset_facts(
+    stage: StageArguments, dataset: Streamed, extractor: SpectraFMFeatureExtractor, where: str
+) -> dict[str, Any]:
     """`training_facts` of a dataset, from its first 2,000 training rows."""
     scalars = [*extractor.label_names, "teff", "lsf_sigma", "resolving_power", "snr"]
-    columns = first_rows(stage, "train", 2000, list(dict.fromkeys(scalars)))
+    columns = dataset.first("train", 2000, list(dict.fromkeys(scalars)))
 
     def known(name: str) -> np.ndarray:
-        values = np.array([np.nan if value is None else value for value in columns.get(name, [])], dtype=float)
+        column = columns.get(name, [])
+        values = numbers(column, len(column))
         return values[np.isfinite(values)]
 
     ranges = {
@@ -395,8 +399,7 @@ def _dataset_facts(stage: StageArguments, extractor: SpectraFMFeatureExtractor, 
         "snr_range": [round(float(snr.min())), round(float(snr.max()))] if snr.size else None,
         "resolving_power": [float(power.min()), float(power.max())] if power.size else None,
         "label_ranges": ranges,
-        "training_data": f"the training split of {told_as(stage.dataset, stage.dataset_revision)}{config}, streamed, "
-        f"{where}",
+        "training_data": f"the training split of {dataset.name}{config}, streamed, {where}",
     }
 
 

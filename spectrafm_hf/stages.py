@@ -44,12 +44,14 @@ from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
 from .stage_data import (
+    Streamed,
     choose_stars,
     fit_to_dataset,
     held_out,
     judge,
     observed_rows,
     only_learned,
+    open_dataset,
     streamed_rows,
     synthesis,
     told_as,
@@ -104,11 +106,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- parts of a stage
 
 
-def new_extractor(stage: StageArguments, seed: int) -> SpectraFMFeatureExtractor:
+def new_extractor(stage: StageArguments, dataset: Streamed | None, seed: int) -> SpectraFMFeatureExtractor:
     """The extractor of a model without a parent; mean and spread of each pixel from 2,000 of its spectra."""
     extractor = SpectraFMFeatureExtractor(stage.labels, wavelength_range=stage.window, **stage.extractor)
-    if stage.data == "dataset":
-        fit_to_dataset(extractor, stage)
+    if dataset is not None:
+        fit_to_dataset(extractor, dataset)
         return extractor
     stars = SyntheticSpectra(extractor, 2000, seed=seed, **synthesis(stage))
     _, flux, _ = stars.unobserved(range(len(stars)))
@@ -276,15 +278,16 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
     if training.run_name is None and training.process_index == 0:  # on other nodes the folder may not be there
         training.run_name = run_name(stage.stage, training.seed, (folder / BEGUN_FILE).stat().st_mtime)
     set_seed(training.seed)
+    dataset = open_dataset(stage)
     if stage.model is None:
-        extractor = new_extractor(stage, training.seed)
+        extractor = new_extractor(stage, dataset, training.seed)
         model = new_model(stage, extractor)
     else:
         model, extractor = load_parent(stage)
     model.set_attn_implementation(stage.attn_implementation)
 
-    rows, tie, facts = rows_to_learn(stage, training, model, extractor)
-    judged_by = held_out(stage, extractor)
+    rows, tie, facts = rows_to_learn(stage, dataset, training, model, extractor)
+    judged_by = held_out(stage, dataset, extractor)
     n_steps = max(stage.n_spectra // spectra_per_step(training), 1)
     watching = ValidationScatter(
         extractor, judged_by.rows, judged_by.labels, every=-(-n_steps // max(stage.validations, 1))
@@ -308,7 +311,7 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
             extractor.save_pretrained(folder)
             if tie is not None:
                 tie.save(folder / TIE_FILE)
-            facts |= training_facts(stage, extractor, facts.get("stars", []))
+            facts |= training_facts(stage, dataset, extractor, facts.get("stars", []))
             facts["calibration"] = calibration_line(stage, extractor, results)
             facts["n_parameters"] = sum(parameter.numel() for parameter in model.parameters())
             finish(folder, stage, training, wanted, history, facts, results)
@@ -318,6 +321,7 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
 
 def rows_to_learn(
     stage: StageArguments,
+    dataset: Streamed | None,
     training: TrainingArguments,
     model: SpectraFMForLabelPrediction,
     extractor: SpectraFMFeatureExtractor,
@@ -329,8 +333,8 @@ def rows_to_learn(
     Raises:
         ValueError: See `choose_stars`, `find_tie` and `stage_data.streamed_rows`.
     """
-    if stage.data == "dataset":
-        return streamed_rows(stage, extractor, training.seed, training.world_size), None, {}
+    if dataset is not None:
+        return streamed_rows(stage, dataset, extractor, training.seed, training.world_size), None, {}
     if stage.data == "synthetic":
         rows: Dataset = SyntheticSpectra(
             extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, learned=stage.labels,
