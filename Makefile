@@ -5,6 +5,7 @@ VENV ?= .venv
 OUTPUT ?= runs/transfer
 SEEDS ?= 1
 BUDGET ?= 1
+FROM ?= spectrafm-small
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
@@ -15,7 +16,7 @@ PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.
 .PHONY: transfer test test-hub test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
-	$(PY) training/transfer.py --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
+	$(PY) training/transfer.py --from $(FROM) --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not network and not hub"

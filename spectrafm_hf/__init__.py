@@ -6,6 +6,7 @@ Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtra
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .checkpoints import shipped
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutput, SpectraFMModel
@@ -28,5 +29,6 @@ __all__ = [
     "Spectrum",
     "StellarLabelsPipeline",
     "air_to_vacuum",
+    "shipped",
     "vacuum_to_air",
 ]

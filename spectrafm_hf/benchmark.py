@@ -1,13 +1,13 @@
-"""The transfer protocol: three stages, what pre-training is worth, and the stars nobody has seen.
+"""`spectrafm benchmark`: every protocol, every method, one JSON, one page of figures.
 
-    stage 1  synthetic spectra, 3,600-7,400 A            teff, logg, fe_h
-    stage 2  MILES training stars, 3,600-5,500 A         teff, logg, fe_h
-    stage 3  100 of them with [Fe/H] > -1, 5,800-7,400 A       fe_h only
-    test     all MILES test stars, 5,800-7,400 A, metal-poor ones above all
+    paper_synthetic      the paper's three stages on synthetic H-band spectra of a nature that theory does not know
+    optical              MILES in the red: 10 to 300 labelled stars
+    across_instruments   trained on MILES, asked about STELIB
+    apogee_window        real APOGEE giants through 100 pixels, where a file of them is given
+    trust                the shipped model itself: coverage, lines, spectra it should not be asked about
 
-Every method of the comparison gets the same 100 stars, the same pixels and the same normalisation. A run uses nothing
-of a test star to choose anything; what was looked at while the recipes were written is told in training/LOG.md.
-Whatever is finished is kept on disk, so that a run takes up where it was stopped.
+What is finished is kept on disk: a second run does nothing twice, a killed one goes on. Which stars were learned from
+and asked about stands in manifest.json, with a SHA-256 of every list.
 """
 
 from __future__ import annotations
@@ -15,454 +15,342 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.model_selection import KFold
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from scipy import stats
+from tqdm import tqdm
 
-from . import plots
-from .baselines import BASELINES, model_sigma
-from .builders.libraries import Library, load_library
+from .answers import load_answer, save_answer
+from .builders.libraries import load_library
 from .builders.parquet_layout import write_json
-from .collation import ObservedSpectra, SyntheticSpectra
-from .configuration_spectrafm import SpectraFMConfig
-from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
-from .few_shot import draw_stars
+from .builders.splits import Split
+from .checkpoints import is_shipped, shipped
 from .labels import get_label
-from .metrics import (
-    METAL_POOR_BELOW,
-    METHOD_NAMES,
-    known_errors,
-    summarise_bins,
-    summarise_labels,
-    summarise_subsets,
+from .metrics import METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
+from .plots import plot_benchmark
+from .protocols.apogee_window import apogee_window_task
+from .protocols.few_labels import (
+    ALL_SEEDS_EVERYWHERE,
+    LABEL,
+    MAIN_SIZE,
+    METHODS,
+    SIZES,
+    SLOW,
+    Answer,
+    Task,
+    figures,
+    read_by_network,
 )
-from .model_card import results_table
-from .modeling_spectrafm import SpectraFMForLabelPrediction
-from .prediction import Observed, predict_on_grid
-from .publishing import card_facts, draw_learning_curve, write_card
-from .recipe import StageArguments, read_recipe, recipe_folder
-from .stage_data import lowest_fe_h, only_learned, synthesis
-from .stages import DONE_FILE, few_threads, fingerprint, run_stage, train
+from .protocols.instruments import across_instruments_task
+from .protocols.optical import optical_task
+from .protocols.synthetic_h_band import paper_synthetic_task
+from .stages import few_threads
 
 logger = logging.getLogger(__name__)
 
-STAGE_NAMES = ("1-synthetic", "2-observed", "3-few-shot")
-SCRATCH_RECIPE = "scratch"
-LABEL = "fe_h"
-WANTED_METAL_POOR = 40
-SCRATCH_FOLDS, SCRATCH_CHECKS = 3, 8
+PROTOCOLS = ("paper_synthetic", "optical", "across_instruments", "apogee_window")
+SUBSETS = ("all", "metal_poor", "metal_rich")
+PAPER = {
+    "source": "Koblischke & Bovy 2024, recomputed from its published predictions; RMSE of [Fe/H] in dex, 100 stars, "
+    "512 pixels of real APOGEE spectra",
+    "mlp_scratch": {"all": 0.158, "metal_poor": 0.763},
+    "spectrafm_zero_shot": {"all": 0.210, "metal_poor": 0.510},
+    "spectrafm": {"all": 0.094, "metal_poor": 0.232, "coverage68": 0.54},
+}
 
 
 @dataclass(frozen=True)
-class TransferPlan:
-    """What `run_transfer` does.
+class BenchmarkPlan:
+    """What `run_benchmark` does.
 
     Attributes:
         output: Folder of the run.
-        n_seeds: Draws of the 100 stars.
-        recipes: Folder with the recipes; None = those of the package.
-        budget: Factor on the number of spectra of every stage; below 1 for a smoke test.
-        again: Repeat what is done.
+        model: Pre-trained model: one that ships, a folder or a Hub repository.
+        n_seeds: Draws of the N stars, numbered from 0.
+        protocols: Names of `PROTOCOLS`.
+        methods: Names of `few_labels.METHODS`; None = all.
+        window_stars: File of the protocol apogee_window; None = the protocol is left out, and says so.
+        n_processes: Fits beside each other.
+        budget: Factor on what is trained; below 1 for a trial.
+        development: Ask about validation stars instead of test stars, while something is still being chosen.
     """
 
     output: Path
-    n_seeds: int = 1
-    recipes: Path | None = None
+    model: str = "spectrafm-small"
+    n_seeds: int = 10
+    protocols: tuple[str, ...] = PROTOCOLS
+    methods: tuple[str, ...] | None = None
+    window_stars: Path | None = None
+    n_processes: int = 2
     budget: float = 1.0
-    again: bool = False
-
-    def recipe(self, name: str, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
-        path = (self.recipes or recipe_folder()) / f"{name}.yaml"
-        stage, training = read_recipe(path, **changes)
-        n_spectra = stage.n_spectra if self.budget == 1 else max(int(stage.n_spectra * self.budget), 64)
-        return replace(stage, n_spectra=n_spectra), training
+    development: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_seeds < 1:
-            raise ValueError(f"at least 1 seed is needed, got {self.n_seeds}.")
-        if not 0 < self.budget < np.inf:
-            raise ValueError(f"budget must be a finite positive factor, got {self.budget:g}.")
+        for given, known, what in ((self.protocols, PROTOCOLS, "protocol"), (self.methods or (), METHODS, "method")):
+            if unknown := [name for name in given if name not in known]:
+                raise ValueError(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}.")
+        if self.n_seeds < 1 or self.n_processes < 1 or not self.budget > 0:
+            raise ValueError(
+                "at least one seed, one process and a positive budget are needed, got "
+                f"{self.n_seeds}, {self.n_processes} and {self.budget:g}."
+            )
+
+    @property
+    def start(self) -> str:
+        """The model's folder or repository."""
+        return str(shipped(self.model)) if is_shipped(self.model) else self.model
 
 
-def run_transfer(plan: TransferPlan) -> dict[str, Any]:
-    """Run the protocol, or what of it is not done yet.
+def run_benchmark(plan: BenchmarkPlan) -> dict[str, Any]:
+    """Run what is not done yet, and write benchmark.json and manifest.json.
 
     Returns:
-        The content of results.json; beside it lie the three model folders, their cards and the figures.
+        The content of benchmark.json.
 
     Raises:
-        ValueError: A recipe, or too few stars; OSError: the folder cannot be written;
-        LibrariesUnavailableError: the stars are neither in the cache nor to be had.
+        ValueError: The model, or a protocol's stars; OSError: the folder cannot be written.
     """
-    recipes = {name: plan.recipe(name, output_dir=str(plan.output / name)) for name in (*STAGE_NAMES, SCRATCH_RECIPE)}
-    check_recipes(recipes)
-    n_steps = 4 + plan.n_seeds
-    announce(1, n_steps, "stars: the MILES library")
-    library = load_library("miles")
-    logger.info("%s", library)
-    check_test_stars(library, recipes["3-few-shot"][0], plan.n_seeds)
-
-    parent: Path | None = None
-    for step, name in enumerate(STAGE_NAMES[:2], start=2):
-        stage, training = recipes[name]
-        announce(step, n_steps, f"stage {name}: {stage.n_spectra:,} spectra")
-        parent = run_stage(stage if parent is None else replace(stage, model=str(parent)), training, plan.again)
-
-    assert parent is not None
-    records: list[dict[str, Any]] = []
-    first: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    test = library.split("test")
-    truth = np.array([star.labels[LABEL] for star in test])
-    for seed in range(plan.n_seeds):
-        announce(4 + seed, n_steps, f"stage 3-few-shot and what it is compared with, draw {seed + 1} of {plan.n_seeds}")
-        home = plan.output if seed == 0 else plan.output / "draws" / str(seed)
-        stage, training = plan.recipe("3-few-shot", output_dir=str(home / "3-few-shot"), seed=seed, model=str(parent))
-        folder = run_stage(stage, training, plan.again)
-        answers = compare(plan, home / "predictions", stage, training, parent, folder, library)
-        first = first or answers
-        methods = {
-            name: summarise_subsets(get_label(LABEL), mean, truth, truth, sigma)  # the label is [Fe/H] itself
-            for name, (mean, sigma) in answers.items()
-        }
-        records.append({"seed": seed, "n_train": stage.n_stars, "methods": methods})
-
-    announce(n_steps, n_steps, "table, figures, cards")
-    results = assemble(plan, recipes, library, records, first, truth)
-    write_json(plan.output / "results.json", results)
-    draw(plan.output, results, first, truth)
-    write_cards(plan, results)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    path = plan.output / "benchmark.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    manifest_path = plan.output / "manifest.json"
+    manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    results.setdefault("protocols", {})
+    with few_threads():
+        for number, protocol in enumerate(plan.protocols, start=1):
+            logger.info("\n[%d/%d] %s", number, len(plan.protocols), protocol)
+            results["protocols"][protocol], manifest[protocol] = run_protocol(plan, protocol)
+            results |= {
+                "model": Path(plan.start).name,
+                "label": LABEL,
+                "unit": get_label(LABEL).unit,
+                "paper": PAPER,
+                "versions": {name: metadata.version(name) for name in ("spectrafm_hf", "torch", "scikit-learn")},
+            }
+            write_json(path, results)
+            write_json(manifest_path, manifest)
+    plot_benchmark(results, plan.output / "figures" / "benchmark.png")
     return results
 
 
-def announce(step: int, n_steps: int, what: str) -> None:
-    logger.info("\n[%d/%d] %s", step, n_steps, what)
+def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Results and manifest of one protocol."""
+    folder = plan.output / name
+    folder.mkdir(exist_ok=True)
+    sizes: Sequence[int] = SIZES
+    extra: dict[str, Any] = {}
+    if name == "apogee_window":
+        if plan.window_stars is None:
+            why = "needs a file of real window stars: --window-stars FILE.npz (see protocols/apogee_window.py)"
+            logger.info("  left out: %s", why)
+            return {"left_out": why, "methods": {}}, {}
+        task, sizes = apogee_window_task(plan.start, plan.window_stars), (MAIN_SIZE,)
+    elif name == "optical":
+        split: Split = "validation" if plan.development else "test"
+        task = optical_task(plan.start, folder / "2-observed", load_library("miles"), split)
+    elif name == "across_instruments":
+        libraries = load_library("miles"), load_library("stelib")
+        task, extra = across_instruments_task(plan.start, folder / "2-observed", *libraries)
+        sizes = (MAIN_SIZE,)
+    else:
+        task = paper_synthetic_task(plan.start, folder / "2-observed", plan.budget)
+    return compare(plan, task, sizes) | extra, task.manifest(range(plan.n_seeds), sizes)
 
 
-def check_recipes(recipes: dict[str, tuple[StageArguments, TrainingArguments]]) -> None:
-    """Refuse recipes that make no comparison, before the training.
-
-    Raises:
-        ValueError: Stage 3 draws no stars, or the network from scratch is to see other ones.
-    """
-    few_shot, scratch = recipes["3-few-shot"][0], recipes[SCRATCH_RECIPE][0]
-    if few_shot.n_stars is None or few_shot.fe_h_above is None or few_shot.labels != [LABEL]:
-        raise ValueError(f"recipe 3-few-shot must set n_stars and fe_h_above, and its labels must be [{LABEL}].")
-    for key in ("data", "labels", "window", "n_stars", "fe_h_above"):
-        if getattr(few_shot, key) != getattr(scratch, key):
-            raise ValueError(
-                f"recipes 3-few-shot and {SCRATCH_RECIPE} must agree on {key} to be compared, got "
-                f"{getattr(few_shot, key)} and {getattr(scratch, key)}."
-            )
+# ---------------------------------------------------------------- every method on every draw
 
 
-def check_test_stars(library: Library, few_shot: StageArguments, n_seeds: int) -> None:
-    """Fail before the training if the last stage cannot be run.
+@dataclass(frozen=True)
+class Job:
+    """One method, one draw."""
 
-    Raises:
-        ValueError: Too few stars to draw from, or no metal-poor test star.
-    """
-    assert few_shot.n_stars is not None  # see check_recipes
-    draw_stars(library.split("train"), few_shot.n_stars, lowest_fe_h(few_shot), seed=0)
-    n_poor = sum(star.labels[LABEL] < METAL_POOR_BELOW for star in library.split("test"))
-    if n_poor == 0:
-        raise ValueError(
-            "the test split has no star with [Fe/H] < -1 dex, so there is nothing to compare; loosen the cuts."
-        )
-    if n_poor < WANTED_METAL_POOR:
-        logger.warning("only %d metal-poor test stars; %d are wanted for a comparison", n_poor, WANTED_METAL_POOR)
+    method: str
+    n_stars: int
+    seed: int
 
 
-# ---------------------------------------------------------------- the methods, on the same stars and pixels
+def jobs_of(plan: BenchmarkPlan, sizes: Sequence[int]) -> Iterator[Job]:
+    for method in plan.methods or METHODS:
+        for n_stars in sizes:
+            n_seeds = plan.n_seeds
+            if method in SLOW and n_stars != MAIN_SIZE:
+                n_seeds = min(n_seeds, ALL_SEEDS_EVERYWHERE)
+            yield from (Job(method, n_stars, seed) for seed in range(n_seeds))
 
 
-def compare(
-    plan: TransferPlan,
-    folder: Path,
-    stage: StageArguments,
-    training: TrainingArguments,
-    parent: Path,
-    few_shot: Path,
-    library: Library,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every method's answer for the test stars: name -> mean and sigma of [Fe/H], each of shape (n_test,), dex.
+_TASK: list[Task] = []
+"""What forked processes share without a copy."""
 
-    Answers are kept in `folder`, one file per method, each with the fingerprint of what it came from.
-    """
+
+def _answer(job: Job) -> tuple[Job, Answer | str]:
+    task = _TASK[0]
+    try:
+        with few_threads():
+            return job, METHODS[job.method](task, task.draw(job.n_stars, job.seed), job.seed)
+    except ValueError as error:
+        return job, str(error)
+
+
+def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Job, Answer | str]:
+    """Every method's answer for every draw; a sentence where a method cannot learn from so few stars."""
+    folder = plan.output / task.name / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    extractor = SpectraFMFeatureExtractor.from_pretrained(parent)
-    assert stage.n_stars is not None
-    stars = draw_stars(library.split("train"), stage.n_stars, lowest_fe_h(stage), training.seed)
-    learn = Observed.from_spectra(stars, extractor, stage.window)
-    test = Observed.from_spectra(library.split("test"), extractor, stage.window)
-    learn_pixels, test_pixels = window_pixels(extractor, learn), window_pixels(extractor, test)
-    column = extractor.label_names.index(LABEL)
+    origin = identity(task)
 
-    def pre_trained(checkpoint: Path) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        def answer() -> tuple[np.ndarray, np.ndarray]:
-            model = SpectraFMForLabelPrediction.from_pretrained(checkpoint)
-            predicted = predict_on_grid(model, extractor, test.flux, test.good)
-            return predicted.mean[:, column], predicted.sigma[:, column]
+    def place(job: Job) -> tuple[Path, str]:
+        key = hashlib.sha256(f"{origin}:{job}:{task.draw(job.n_stars, job.seed)}".encode()).hexdigest()
+        return folder / f"{job.method}-{job.n_stars}-{job.seed}.npz", key
 
-        return answer
-
-    def baseline(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        def answer() -> tuple[np.ndarray, np.ndarray]:
-            method = BASELINES[name]()
-            columns = [extractor.label_names.index(label) for label in (*method.also_needs, LABEL)]
-            every = np.ones(len(learn.flux), dtype=bool)
-            labels = [(get_label(extractor.label_names[c]), learn.label_errors[:, c]) for c in columns]
-            errors = np.column_stack([known_errors(label, published, every) for label, published in labels])
-            values = learn.labels[:, columns]
-            if len(columns) == 1:
-                values, errors = values[:, 0], errors[:, 0]
-            method.fit(*learn_pixels, values, errors, training.seed)
-            return method.predict(*test_pixels)
-
-        return answer
-
-    def scratch() -> tuple[np.ndarray, np.ndarray]:
-        recipe = plan.recipe(SCRATCH_RECIPE, output_dir=str(folder / "scratch"), seed=training.seed)
-        return transformer_from_scratch(*recipe, extractor, parent, learn, test)
-
-    ways = {
-        "spectrafm": pre_trained(few_shot),
-        "spectrafm_zero_shot": pre_trained(parent),
-        "transformer_scratch": scratch,
-        **{name: baseline(name) for name in BASELINES},
-    }
-    origin = json.loads((few_shot / DONE_FILE).read_text())["fingerprint"]
-    scratch_recipe = fingerprint(*plan.recipe(SCRATCH_RECIPE, seed=training.seed))
-    answers = {}
-    for name in METHOD_NAMES:
-        path = folder / f"{name}.npz"
-        key = hashlib.sha256(f"{name}:{origin}:{scratch_recipe}:{','.join(test.star_ids)}".encode()).hexdigest()
-        kept = None if plan.again else load_answer(path, key)
+    answers: dict[Job, Answer | str] = {}
+    open_jobs = []
+    for job in jobs_of(plan, sizes):
+        kept = load_answer(*place(job))
         if kept is None:
-            logger.info("  %s", METHOD_NAMES[name])
-            with few_threads():
-                kept = ways[name]()
-            save_answer(path, key, kept)
-        answers[name] = kept
+            open_jobs.append(job)
+        else:
+            answers[job] = Answer(*kept)
+    _ = task.read, task.pixels  # once, before processes are forked
+    _TASK[:] = [task]
+    # The long ones first, so that no process is left alone with one at the end.
+    open_jobs.sort(key=lambda job: (job.method not in SLOW, -job.n_stars))
+    for job, answer in tqdm(_run(plan, open_jobs), total=len(open_jobs), desc=f"  {task.name}", unit=" fit"):
+        answers[job] = answer
+        if isinstance(answer, Answer):
+            save_answer(*place(job), (answer.mean, answer.sigma, answer.sigma95))
+    _TASK.clear()
     return answers
 
 
-def window_pixels(extractor: SpectraFMFeatureExtractor, observed: Observed) -> tuple[np.ndarray, np.ndarray]:
-    """Continuum-normalised flux and good of the pixels that any star has; shapes (n_stars, n_pixels of the window)."""
-    normalised, good = extractor.normalise(observed.flux, observed.good)
-    inside = observed.good.any(axis=0)
-    return normalised[:, inside], good[:, inside]
+def _run(plan: BenchmarkPlan, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer | str]]:
+    if plan.n_processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(_answer, jobs)
+        return
+    with ProcessPoolExecutor(plan.n_processes, mp_context=multiprocessing.get_context("fork")) as pool:
+        for done in as_completed([pool.submit(_answer, job) for job in jobs]):
+            yield done.result()
 
 
-class _Watch(TrainerCallback):
-    """Predicts held-out stars of a fold as the training goes on."""
-
-    def __init__(self, steps: Sequence[int], predict: Callable[[Any], Any]):
-        self.steps, self.predict, self.seen = list(steps), predict, []  # type: ignore[var-annotated]
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step in self.steps:
-            self.seen.append(self.predict(model))
-
-
-def transformer_from_scratch(
-    stage: StageArguments,
-    training: TrainingArguments,
-    extractor: SpectraFMFeatureExtractor,
-    parent: Path,
-    learn: Observed,
-    test: Observed,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Our own network from random weights on the few stars; its number of epochs by cross-validation inside them.
-
-    Sigma is the network's, times the constant that brings the out-of-fold residuals to their size (as for the MLP).
-
-    Returns:
-        Mean and sigma of [Fe/H] of the test stars, dex.
-    """
-    column = extractor.label_names.index(LABEL)
-    config = SpectraFMConfig.from_pretrained(parent)
-    n_stars, batch = len(learn.flux), training.per_device_train_batch_size
-    learned = only_learned(stage, extractor.label_names, learn.labels)
-
-    def fit(
-        kept: np.ndarray, n_spectra: int, callbacks: list[TrainerCallback], name: str
-    ) -> SpectraFMForLabelPrediction:
-        set_seed(training.seed)
-        model = SpectraFMForLabelPrediction(config)
-        model.set_attn_implementation(stage.attn_implementation)
-        with torch.no_grad():  # it begins by answering the mean of its stars, with their spread
-            scaled = (learned[kept, column] - extractor.label_center[column]) / extractor.label_scale[column]
-            model.head.mean_bias[column] = float(scaled.mean())
-            model.head.log_var_bias[column] = float(2 * np.log(scaled.std()))
-        rows = ObservedSpectra(
-            extractor, learn.flux[kept], learn.good[kept], learned[kept], learn.label_errors[kept], n_spectra,
-            training.seed, noise=stage.observed_noise, missing_tokens=stage.hidden_tokens,
-        )  # fmt: skip
-        train(model, extractor, rows, training, name, callbacks=callbacks, cpu_threads=stage.cpu_threads)
-        return model
-
-    def answer(model: SpectraFMForLabelPrediction, observed: Observed, chosen: Any) -> tuple[np.ndarray, np.ndarray]:
-        predicted = predict_on_grid(model, extractor, observed.flux[chosen], observed.good[chosen])
-        return predicted.mean[:, column], predicted.sigma[:, column]
-
-    showings = np.unique(
-        np.linspace(stage.n_spectra / n_stars / SCRATCH_CHECKS, stage.n_spectra / n_stars, SCRATCH_CHECKS)
-    )
-    out_of_fold = np.full((len(showings), 2, n_stars), np.nan)
-    folds = KFold(SCRATCH_FOLDS, shuffle=True, random_state=training.seed).split(np.empty(n_stars))
-    for number, (kept, left_out) in enumerate(folds, start=1):
-        steps = [max(1, int(s * len(kept)) // batch) for s in showings]
-        watch = _Watch(steps, lambda model, left_out=left_out: answer(model, learn, left_out))  # type: ignore[misc]
-        fit(kept, max(steps) * batch, [watch], f"    fold {number} of {SCRATCH_FOLDS}")
-        for check, step in enumerate(steps):
-            out_of_fold[check][:, left_out] = watch.seen[sorted(set(steps)).index(step)]
-    residual = out_of_fold[:, 0] - learn.labels[:, column]
-    best = int(np.argmin(np.mean(residual**2, axis=1)))
-    factor = model_sigma(residual[best], np.full(n_stars, get_label(LABEL).default_error)) / float(
-        np.sqrt(np.mean(out_of_fold[best, 1] ** 2))
-    )
-    model = fit(np.arange(n_stars), max(batch, int(showings[best] * n_stars)), [], "    all stars")
-    mean, sigma = answer(model, test, slice(None))
-    return mean, factor * sigma
+def identity(task: Task) -> str:
+    """SHA-256 of the network, the stars and their pixels: of all that an answer hangs on, but the draw."""
+    found = hashlib.sha256(task.name.encode())
+    for parameter in task.model.parameters():
+        found.update(parameter.detach().float().numpy().tobytes())
+    for stars in (task.pool, task.test):
+        found.update("\n".join(stars.star_ids).encode())
+        for array in (stars.flux, stars.good, stars.labels):
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
-# ---------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------- what came of it
 
 
-def save_answer(path: Path, key: str, answer: tuple[np.ndarray, np.ndarray]) -> None:
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, key=np.array(key), mean=answer[0], sigma=answer[1])
-    os.replace(partial, path)
-
-
-def load_answer(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """A kept answer, if it came from the same stars, recipes and weights."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return (kept["mean"], kept["sigma"]) if str(kept["key"]) == key else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None  # not there, or damaged: it is made anew
-
-
-def assemble(
-    plan: TransferPlan,
-    recipes: dict[str, tuple[StageArguments, TrainingArguments]],
-    library: Library,
-    records: list[dict[str, Any]],
-    answers: dict[str, tuple[np.ndarray, np.ndarray]],
-    truth: np.ndarray,
-) -> dict[str, Any]:
-    """results.json; see the README for its schema."""
-    few_shot, test = recipes["3-few-shot"][0], library.split("test")
-    in_bins = {name: np.array([star.labels[name] for star in test]) for name in ("fe_h", "teff", "logg")}
-    low, high = few_shot.window
-    blue = recipes["2-observed"][0]
-    results: dict[str, Any] = {
-        "protocol": (
-            f"[Fe/H] of all {len(test)} held-out MILES stars from {low:.0f}-{high:.0f} vacuum Angstrom, learned there "
-            f"from {few_shot.n_stars} MILES stars with [Fe/H] > {few_shot.fe_h_above:g}; split by star. The "
-            f"pre-trained network saw synthetic spectra and, from {blue.window[0]:.0f}-{blue.window[1]:.0f} Angstrom, "
-            f"all {len(library.split('train'))} stars of the training split with their labels before."
-        ),
-        **records[0],
-        "n_test": len(test),
-        "n_test_metal_poor": int((truth < METAL_POOR_BELOW).sum()),
-        "label": LABEL,
-        "unit": get_label(LABEL).unit,
-        "bins": {
-            name: summarise_bins(get_label(LABEL), mean, truth, in_bins, sigma)
-            for name, (mean, sigma) in answers.items()
-        },
-        "stages": {name: stage_results(plan, recipes, name, library) for name in STAGE_NAMES[:2]},
-        "selection": library.report.to_dict(),
-        "splits": {split: len(library.split(split)) for split in ("train", "validation", "test")},
-        "budget": plan.budget,
-        "versions": {
-            name: metadata.version(name) for name in ("spectrafm_hf", "transformers", "torch", "scikit-learn")
-        },
-    }
-    if len(records) > 1:
-        results["seeds"] = records
-        results["wins"] = {
-            name: sum(
-                r["methods"]["spectrafm"]["metal_poor"]["rmse"] < r["methods"][name]["metal_poor"]["rmse"]
-                for r in records
-            )
-            for name in METHOD_NAMES
-            if not name.startswith("spectrafm")
-        }
-    return results
-
-
-def stage_results(
-    plan: TransferPlan, recipes: dict[str, tuple[StageArguments, TrainingArguments]], name: str, library: Library
-) -> dict[str, Any]:
-    """How good a stage is at what it learned, per label: unseen synthetic stars, or the test stars in its window."""
-    stage, folder = recipes[name][0], plan.output / name
-    model = SpectraFMForLabelPrediction.from_pretrained(folder)
-    extractor = SpectraFMFeatureExtractor.from_pretrained(folder)
-    if stage.data == "synthetic":
-        unseen = SyntheticSpectra(extractor, 500, seed=1_000_003, **synthesis(stage))
-        labels, flux, good, _ = unseen.synthesize(range(len(unseen)))
-        what = f"{len(unseen)} synthetic stars it has not seen, observed as in training"
-    else:
-        observed = Observed.from_spectra(library.split("test"), extractor, stage.window)
-        labels, flux, good = observed.labels, observed.flux, observed.good
-        what = f"all {len(flux)} held-out MILES stars"
-    answer = predict_on_grid(model, extractor, flux, good)
-    errors = np.full(labels.shape, 1e-9) if stage.data == "synthetic" else None  # a synthetic label has no error
+def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, Any]:
+    """What benchmark.json tells of a task, see the README."""
+    answers = answers_of(plan, task, sizes)
+    by_n: dict[str, Any] = {}
+    for n_stars in sizes:
+        told: dict[str, Any] = {}
+        for method in plan.methods or METHODS:
+            mine = {job.seed: a for job, a in answers.items() if (job.method, job.n_stars) == (method, n_stars)}
+            refused = [a for a in mine.values() if isinstance(a, str)]
+            found = {seed: a for seed, a in sorted(mine.items()) if isinstance(a, Answer)}
+            told[method] = {"left_out": refused[0]} if refused else over_seeds(task, found)
+        by_n[str(n_stars)] = told
+    main = str(MAIN_SIZE)
     return {
-        "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
-        **summarise_labels(extractor.label_names, answer.mean, labels, answer.sigma, errors),
+        "what": task.what,
+        "n_stars": MAIN_SIZE,
+        "n_test": len(task.test.star_ids),
+        "seeds": list(range(plan.n_seeds)),
+        "split": "validation" if plan.development else "test",
+        "methods": by_n[main],
+        "by_n": {n: {method: without_draws(figure) for method, figure in told.items()} for n, told in by_n.items()},
+        "labels": label_figures(plan, task),
     }
 
 
-# ---------------------------------------------------------------- what people look at
+def over_seeds(task: Task, answers: Mapping[int, Answer]) -> dict[str, Any]:
+    """Means over the draws, each draw apart, and how sure the RMSE and the coverages are."""
+    per_seed = [{"seed": seed, **figures(task, answer)} for seed, answer in answers.items()]
+    told: dict[str, Any] = {"per_seed": per_seed}
+    for subset in SUBSETS:
+        every = [record[subset] for record in per_seed]
+        mean: dict[str, Any] = {
+            key: None if every[0][key] is None else float(np.mean([figure[key] for figure in every]))
+            for key in every[0]
+        }
+        mean["n"] = every[0]["n"]
+        if every[0]["rmse"] is not None:
+            mean["rmse_ci95"] = mean_interval([figure["rmse"] for figure in every])
+            for interval, probability in NOMINAL_COVERAGE.items():
+                mean[f"{interval}_ci95"] = list(coverage_interval(mean[interval], mean["n"], probability))
+        told[subset] = mean
+    return told
 
 
-def draw(
-    output: Path, results: dict[str, Any], answers: dict[str, tuple[np.ndarray, np.ndarray]], truth: np.ndarray
-) -> None:
-    """The figures, as PNG in `output/figures`."""
-    folder = output / "figures"
-    plots.plot_predicted_against_true(dict(answers), truth, get_label(LABEL), folder / "predicted_against_true.png")
-    plots.plot_metal_poor_rmse(results, folder / "metal_poor_rmse.png")
-    for name in STAGE_NAMES:
-        record = json.loads((output / name / DONE_FILE).read_text())
-        draw_learning_curve(record, folder / f"learning_curve_{name}.png")
+def without_draws(figure: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figure.items() if key != "per_seed"}
 
 
-def write_cards(plan: TransferPlan, results: dict[str, Any]) -> None:
-    """README.md, results.json and figures of the three model folders, from results.json and stage.json alone."""
-    for name in STAGE_NAMES:
-        folder, told = plan.output / name, results if name == "3-few-shot" else results["stages"][name]
-        copy_figures(plan.output / "figures", folder / "figures", name)
-        write_json(folder / "results.json", told)
-        facts = card_facts(folder)
-        if plan.budget != 1:
-            facts["recipe"] += f", with {plan.budget:g} of its spectra"
-        write_card(folder, told, facts)
+def mean_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean over draws (Student's t); None of one draw."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
-def copy_figures(made: Path, beside_the_card: Path, stage: str) -> None:
-    """A stage's figures to where its card shows them."""
-    names = [f"learning_curve_{stage}.png"]
-    if stage == "3-few-shot":
-        names += ["predicted_against_true.png", "metal_poor_rmse.png"]
-    beside_the_card.mkdir(exist_ok=True)
-    for name in names:
-        if (made / name).is_file():
-            shutil.copyfile(made / name, beside_the_card / name)
+def coverage_interval(share: float, n: int, nominal: float) -> tuple[float, float]:
+    """95 % interval of a share of n stars (Clopper & Pearson 1934): the draws share their test stars, so n is not
+    more for many of them."""
+    return binomial_interval(round(share * n), n, 0.95)
 
 
-__all__ = ["TransferPlan", "results_table", "run_transfer"]
+def label_figures(plan: BenchmarkPlan, task: Task) -> dict[str, Any]:
+    """Each label that the pool has, learned by the network from 100 stars of each draw: mean figures."""
+    told = {}
+    for name in task.extractor.label_names:
+        column, label = task.column(name), get_label(name)
+        if np.isfinite(task.pool.labels[:, column]).sum() < MAIN_SIZE:
+            continue
+        every = []
+        for seed in range(plan.n_seeds):
+            answer, _ = read_by_network(task, task.draw(MAIN_SIZE, seed), name)
+            truth, errors = task.test.labels[:, column], task.test.label_errors[:, column]
+            every.append(summarise(label, answer.mean, truth, answer.sigma, errors))
+        told[name] = {"unit": label.unit} | {
+            key: float(np.mean([figure[key] for figure in every])) for key in ("rmse", "bias", "scatter", "coverage68")
+        }
+    return told
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """One table per protocol, as text: RMSE over the draws, and the 95 % interval of its mean."""
+    lines = []
+    for name, told in results["protocols"].items():
+        if not told["methods"]:
+            lines += ["", f"{name}: left out, {told.get('left_out', '')}"]
+            continue
+        lines += ["", f"{name}: {told['what']}", f"RMSE in dex, mean of {len(told['seeds'])} draws of 100 stars", ""]
+        lines.append(f"{'method':36} {'all':>8} {'metal-poor':>12} {'95 %':>16} {'metal-rich':>12} {'68 % holds':>11}")
+        for method, figure in told["methods"].items():
+            if "left_out" in figure:
+                lines.append(f"{METHOD_NAMES.get(method, method):36} {figure['left_out']}")
+                continue
+            poor = figure["metal_poor"].get("rmse_ci95")
+            interval = "" if poor is None else f"{poor[0]:.3f}-{poor[1]:.3f}"
+            numbers = [figure[subset]["rmse"] for subset in SUBSETS]
+            written = ["    -" if value is None else f"{value:.3f}" for value in numbers]
+            held = figure["all"]["coverage68"]
+            inside = "-" if held is None else f"{held:.2f}"
+            columns = f"{written[0]:>8} {written[1]:>12} {interval:>16} {written[2]:>12} {inside:>11}"
+            lines.append(f"{METHOD_NAMES.get(method, method):36} {columns}")
+    return "\n".join(lines)

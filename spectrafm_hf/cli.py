@@ -225,6 +225,139 @@ def folder(
 
 
 @app.command()
+def finetune(
+    labels: Annotated[Path, typer.Option(help="Table of labels: CSV, Parquet, FITS or ECSV, one row per file.")],
+    spectra: Annotated[Path, typer.Option(help="Folder of the spectra; names in the table are relative to it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned model.")] = Path("my-model"),
+    model: Annotated[str | None, typer.Option(help="Parent: a folder or Hub id; by default the one we ship.")] = None,
+    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub parent.")] = None,
+    method: Annotated[
+        Literal["auto", "head", "lora", "full"],
+        typer.Option(help="`head` leaves the weights alone, `lora` and `full` train; `auto` finds out what pays."),
+    ] = "auto",
+    labels_wanted: Annotated[
+        list[str] | None, typer.Option(help="A label to learn, may be repeated; by default all that the model knows.")
+    ] = None,
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="Part of the spectra to use, LOW HIGH in vacuum Angstrom.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of the stars that take turns in judging; by default 5, or 4 of many.")
+    ] = None,
+    showings: Annotated[
+        int | None, typer.Option(help="Most spectra shown in a training; by default 20 per star, and up to 2,000.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    file_column: Annotated[str | None, typer.Option(help="Column of file names.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of star names; visits of a star share one.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="For the reader of the files, e.g. `medium=air` or `frame=rest`; may be repeated."),
+    ] = None,
+) -> None:
+    """Tune a model to 10 to 1,000 labelled stars of your own, and find out what it is worth on others.
+
+    Example: `spectrafm finetune --labels mytable.csv --spectra spectra --output my-model`
+    """
+    import json
+
+    from .few_shot_kit import KitArguments
+    from .few_shot_kit import finetune as run
+    from .few_shot_report import summary
+
+    folder = run(
+        KitArguments(
+            labels=labels,
+            spectra=spectra,
+            output=output,
+            model=model,
+            revision=model_revision,
+            method=method,
+            labels_wanted=labels_wanted,
+            window=window,
+            folds=folds,
+            showings=showings,
+            seed=seed,
+            file_column=file_column,
+            id_column=id_column,
+            reader_options=reader_options(option or []),
+        )
+    )
+    typer.echo(summary(json.loads((folder / "results.json").read_text())))
+    typer.echo(f"report {folder}/report.md; model {folder}, for AutoModel.from_pretrained")
+
+
+@app.command()
+def benchmark(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a second run goes on there.")],
+    model: Annotated[str, typer.Option(help="Pre-trained model: one that ships, a folder or a Hub id.")] = (
+        "spectrafm-small"
+    ),
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="One of the protocols, may be repeated; by default all.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Likewise of the methods.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the labelled stars.")] = 10,
+    window_stars: Annotated[
+        Path | None, typer.Option(help="Real APOGEE window stars (.npz) for the protocol apogee_window.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Fits beside each other.")] = 2,
+    development: Annotated[
+        bool, typer.Option("--development", help="Ask about validation stars, while something is being chosen.")
+    ] = False,
+) -> None:
+    """Compare the model with what it must beat: same stars, same pixels, every star learned from or asked about.
+
+    Example: `spectrafm benchmark --output runs/benchmark --protocol optical --seeds 3`
+    """
+    import logging
+
+    from .benchmark import PROTOCOLS, BenchmarkPlan, run_benchmark, table
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("spectrafm_hf").setLevel(logging.INFO)
+    plan = BenchmarkPlan(
+        output=output,
+        model=model,
+        n_seeds=seeds,
+        protocols=tuple(protocol or PROTOCOLS),
+        methods=tuple(method) if method else None,
+        window_stars=window_stars,
+        n_processes=processes,
+        development=development,
+    )
+    typer.echo(table(run_benchmark(plan)))
+    typer.echo(f"\nresults {output}/benchmark.json; stars {output}/manifest.json; figures {output}/figures")
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="A model that ships, a folder or a Hub id.")] = "spectrafm-small",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of report and figures.")] = Path("explanation"),
+    survey: Annotated[Literal["apogee", "optical"], typer.Option(help="Whose synthetic stars are asked.")] = "apogee",
+    n_stars: Annotated[int, typer.Option(min=4, help="How many of them.")] = 32,
+) -> None:
+    """Which lines a model reads: its attention, and what happens when lines are hidden or abundances change.
+
+    Example: `spectrafm explain spectrafm-small --output runs/explanation`
+    """
+    from .builders.parquet_layout import write_json
+    from .checkpoints import is_shipped, shipped
+    from .explain import explain as ask
+    from .hub import load_pretrained
+    from .synthesis.surveys import SURVEYS
+
+    network, extractor = load_pretrained(str(shipped(model)) if is_shipped(model) else model)
+    found = ask(network, extractor, SURVEYS[survey], n_stars=n_stars)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "explanation.json", found.to_dict())
+    (output / "report.txt").write_text(found.report() + "\n")
+    found.save_figures(output)
+    typer.echo(found.report())
+    typer.echo(f"\nreport, figures and numbers in {output}")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Of a finished stage, or of `spectrafm build`.")],
     to: Annotated[str, typer.Option(help="NAMESPACE (user or organisation), or NAMESPACE/NAME.")],

@@ -32,7 +32,8 @@ class SpectraSource(Protocol):
 
 def row_generator(seed: int, index: int) -> np.random.Generator:
     """Random numbers of one row: a function of the seed and the row number alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, index]))
+    # As a list, numbers beyond 2**63 would become floats, and neighbouring seeds the same.
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
 
 def draw_window(rng: np.random.Generator, n_tokens: int, context: int) -> slice:
@@ -59,8 +60,8 @@ class SyntheticSpectra(Dataset):
         sampler: Which stars.
         conditions: How they are observed.
         label_error: 1-sigma error given to synthetic labels, in scaled units: no synthetic label is worth more.
-        relabel: Labels (n, n_labels) in the extractor's order, K and dex -> labels to be learned; None = as drawn.
-            See `synthesis.label_tie`.
+        relabel: Labels of the Cannon grid (n, 3), K and dex -> labels to be learned; None = as drawn. See
+            `synthesis.label_tie`.
         learned: Labels given; the model's others are missing. None = all.
     """
 
@@ -78,33 +79,45 @@ class SyntheticSpectra(Dataset):
         relabel: Callable[[np.ndarray], np.ndarray] | None = None,
         learned: Sequence[str] | None = None,
     ):
-        unknown = set(feature_extractor.label_names) - set(LABEL_NAMES)
-        if unknown:
+        if not set(feature_extractor.label_names) & set(LABEL_NAMES):
             raise ValueError(
-                f"the Cannon grid knows {', '.join(LABEL_NAMES)}, but {', '.join(sorted(unknown))} was asked for."
+                f"the Cannon grid knows {', '.join(LABEL_NAMES)}, but {', '.join(feature_extractor.label_names)} was "
+                "asked for."
             )
         self.feature_extractor = feature_extractor
         self.n_spectra, self.seed, self.fwhm, self.context = n_spectra, seed, fwhm, context
         self.sampler, self.conditions = sampler or LabelSampler(), conditions or ObservingConditions()
         self.label_error, self.relabel = label_error, relabel
-        self.synthesizer = CannonSynthesizer(feature_extractor.wavelength_grid, fwhm=fwhm)
         low, high = feature_extractor.wavelength_range if window is None else window
-        self.in_window = feature_extractor.in_range & feature_extractor.inside(low, high)
+        in_window = feature_extractor.in_range & feature_extractor.inside(low, high)
         names = feature_extractor.label_names
         self._given = np.array([learned is None or name in learned for name in names])
-        if not self.in_window.any():
+        if not in_window.any():
             reach = feature_extractor.wavelength_range
             raise ValueError(
                 f"the window {low:.0f}-{high:.0f} lies outside the model's {reach[0]:.0f}-{reach[1]:.0f} "
                 "vacuum Angstrom."
             )
-        self._columns = [LABEL_NAMES.index(name) for name in feature_extractor.label_names]
+        # Of a grid in several segments, the first that the window reaches.
+        self.columns = next(segment for segment in feature_extractor.segments if in_window[segment].any())
+        self.wavelength = feature_extractor.wavelength_grid[self.columns]
+        self.in_window = in_window[self.columns]
+        self.synthesizer = CannonSynthesizer(self.wavelength, fwhm=fwhm)
 
     def __len__(self) -> int:
         return self.n_spectra
 
+    def known(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (n, 3) of the synthesizer -> (n, n_labels) of the model, NaN where the one does not know the other."""
+        columns = dict(zip(LABEL_NAMES, labels.T, strict=True))
+        nowhere = np.full(len(labels), np.nan)
+        return np.column_stack([columns.get(name, nowhere) for name in self.feature_extractor.label_names])
+
     def unobserved(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, list[np.random.Generator]]:
-        """Labels (n, 3) in K and dex; flux without any noise (n, n_pixels); the generators, to go on drawing from."""
+        """Labels (n, 3) in K and dex; flux without any noise (n, n_pixels); the generators, to go on drawing from.
+
+        Pixels are those of `wavelength`.
+        """
         generators = [row_generator(self.seed, index) for index in indices]
         labels = np.stack([self.sampler.draw(rng) for rng in generators])
         # A cubic model can overshoot in the deepest lines.
@@ -113,10 +126,18 @@ class SyntheticSpectra(Dataset):
     def synthesize(
         self, indices: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.random.Generator]]:
-        """Labels (n, 3) in K and dex; observed flux and good (n, n_pixels) on the extractor's grid; the generators."""
+        """Labels (n, 3) in K and dex; observed flux and good (n, n_pixels) on `wavelength`; the generators."""
         labels, clean, generators = self.unobserved(indices)
-        flux, good = observe(clean, self.feature_extractor.wavelength_grid, self.fwhm, self.conditions, generators)
+        flux, good = observe(clean, self.wavelength, self.fwhm, self.conditions, generators)
         return labels, flux, good & self.in_window, generators
+
+    def on_grid(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels (n, 3) in K and dex; observed flux and good (n, n_pixels) on the extractor's whole grid."""
+        labels, flux, good, _ = self.synthesize(indices)
+        shape = (len(flux), self.feature_extractor.wavelength_grid.size)
+        everywhere, usable = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
+        everywhere[:, self.columns], usable[:, self.columns] = flux, good
+        return labels, everywhere, usable
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Rows ready for `collate`; what a DataLoader calls with a whole batch of row numbers."""
@@ -131,17 +152,16 @@ class SyntheticSpectra(Dataset):
             pixels.append(slice((first + window.start) * patch, (first + window.stop) * patch))
             good[row, : pixels[-1].start] = False  # the pseudo-continuum must not see beyond the window either
             good[row, pixels[-1].stop :] = False
-        scaled, good = extractor.clean(flux, good)
-        chosen = labels[:, self._columns]
-        relabelled = chosen if self.relabel is None else self.relabel(chosen)
+        scaled, good = extractor.clean(flux, good, self.wavelength)
+        relabelled = self.known(labels if self.relabel is None else self.relabel(labels))
         encoded, _ = extractor.encode_labels(np.where(self._given, relabelled, np.nan))
         return [
             {
                 "flux": scaled[row, run],
-                "wavelength": extractor.wavelength_grid[run],
+                "wavelength": self.wavelength[run],
                 "attention_mask": good[row, run].astype(np.int64),
                 "labels": encoded[row],
-                "label_errors": np.full(len(self._columns), self.label_error, dtype=np.float32),
+                "label_errors": np.full(encoded.shape[1], self.label_error, dtype=np.float32),
             }
             for row, run in enumerate(pixels)
         ]

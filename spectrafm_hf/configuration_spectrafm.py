@@ -24,6 +24,7 @@ class SpectraFMConfig(PreTrainedConfig):
             power. `pixel`: each pixel is a token, as published; reads flux and wavelength alone.
         patch_size: Most pixels per token; 1 with `tokens="pixel"`.
         hidden_size: Width of a token, d.
+        n_filters: Of `tokens="patch"`: filters that look at a patch before it becomes a token; None = `hidden_size`.
         encoder_heads: Attention heads of each encoder block; each divides `hidden_size`.
         encoder_sizes: Width of the feed-forward layer of each encoder block.
         decoder_heads: Likewise of each block in which a label query reads the encoded spectrum.
@@ -57,6 +58,7 @@ class SpectraFMConfig(PreTrainedConfig):
     tokens: Literal["patch", "pixel"] = "patch"
     patch_size: int = 64
     hidden_size: int = 192
+    n_filters: int | None = None
     encoder_heads: Numbers = (6, 6, 6, 6)
     encoder_sizes: Numbers = (768, 768, 768, 768)
     decoder_heads: Numbers = (6,)
@@ -154,6 +156,8 @@ class SpectraFMConfig(PreTrainedConfig):
         for name in ("patch_size", "hidden_size", "encoding_size", "default_label_error"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.n_filters is not None and (self.n_filters < 1 or self.tokens == "pixel"):
+            raise ValueError(f"n_filters must be positive, and belongs to tokens='patch', got {self.n_filters}.")
         for name in (*_PER_BLOCK, "head_sizes"):
             if not all(number > 0 for number in getattr(self, name)):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

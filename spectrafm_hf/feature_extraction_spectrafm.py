@@ -54,8 +54,11 @@ Windows of a few pixels around single lines have more of their length in gaps th
 DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
 """Of the normalised flux, where no training spectrum has said otherwise."""
 
+EVEN_IN = ("wavelength", "log10_wavelength")
+"""What the pixels of a segment are even in."""
+
 _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
-_CACHED = ("wavelength_grid", "_continua", "_norm_table")
+_CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table")
 
 
 def _level(flux: np.ndarray) -> float:
@@ -103,6 +106,78 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
 
 
+WIDTH_95 = 1.959964
+"""Half of the central 95 % interval of a Gaussian, in sigma."""
+
+FARTHEST = 4.0
+"""Inputs of a `Recalibration` beyond this many standard deviations of its calibration stars count as that many."""
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """How far off the network's answers are, as learned from stars that it never saw; see `calibration.recalibration`.
+
+    Inputs are all values, the natural logarithms of all sigmas and of the noise, standardised, and whether the noise
+    is known; 0 where one is not known. A hidden layer of tanh, which bounds every answer, and a linear one give for
+    each label a shift in units of its sigma and the natural logarithms of the factors on sigma for the central
+    68.27 % and 95 % intervals.
+
+    Attributes:
+        label_names: Labels that have answers, n of the extractor's L.
+        center, scale: Of the inputs, shape (2 L + 1,): L values (K, dex), L ln sigma, ln noise.
+        hidden_weight, hidden_bias: Shapes (2 L + 2, n_hidden), (n_hidden,).
+        output_weight, output_bias: Shapes (n_hidden, 3 n), (3 n,): all shifts, then ln factors of 68 %, of 95 %.
+    """
+
+    label_names: list[str]
+    center: np.ndarray
+    scale: np.ndarray
+    hidden_weight: np.ndarray
+    hidden_bias: np.ndarray
+    output_weight: np.ndarray
+    output_bias: np.ndarray
+
+    def check(self, label_names: Sequence[str]) -> None:
+        """Refuse one that was not made for an extractor with these labels.
+
+        Raises:
+            ValueError: A label that it does not have, or shapes that do not fit.
+        """
+        n_inputs, n_hidden, n_outputs = 2 * len(label_names) + 1, self.hidden_bias.size, 3 * len(self.label_names)
+        needed = [(n_inputs,), (n_inputs,), (n_inputs + 1, n_hidden), (n_hidden,), (n_hidden, n_outputs), (n_outputs,)]
+        got = [getattr(self, name).shape for name in self.__dataclass_fields__ if name != "label_names"]
+        if not set(self.label_names) <= set(label_names) or got != needed:
+            raise ValueError(
+                f"recalibration must be of labels of this model, {', '.join(label_names)}, and have shapes {needed}, "
+                f"got {', '.join(self.label_names)} and {got}; fit it anew with calibration.recalibration."
+            )
+
+    @staticmethod
+    def raw_inputs(value: np.ndarray, sigma: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Values and sigmas (..., L), K and dex, and noise (...,) -> (..., 2 L + 1)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.concatenate([value, np.log(sigma), np.log(noise)[..., None]], axis=-1)
+
+    @staticmethod
+    def standardise(raw: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Raw inputs (..., 2 L + 1) -> what the hidden layer sees, (..., 2 L + 2)."""
+        inputs = np.clip((raw - center) / scale, -FARTHEST, FARTHEST)
+        known = np.isfinite(raw)
+        return np.concatenate([np.where(known, inputs, 0.0), known[..., -1:]], axis=-1)
+
+    def __call__(self, value: np.ndarray, sigma: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Shift in units of sigma, factor of the 68.27 % and of the 95 % interval, each (..., n).
+
+        Args:
+            value, sigma: The network's own, shape (..., L), K and dex.
+            noise: 1-sigma per pixel relative to the continuum, shape (...,); NaN = not known.
+        """
+        inputs = self.standardise(self.raw_inputs(value, sigma, noise), self.center, self.scale)
+        hidden = np.tanh(inputs @ self.hidden_weight + self.hidden_bias)
+        shift, log_68, log_95 = np.split(hidden @ self.output_weight + self.output_bias, 3, axis=-1)
+        return shift, np.exp(log_68), np.exp(np.maximum(log_95, log_68 - np.log(WIDTH_95)))  # the wider holds the other
+
+
 class SpectrumBatch(BatchFeature):
     """A batch for the model; `to(torch.bfloat16)` leaves wavelengths in float64: bfloat16 steps by 64 Angstrom."""
 
@@ -129,8 +204,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         given_names: Non-spectral inputs in the model's order: labels of `label_names`, or names of `labels.SCALARS`.
         patch_size: Pixels per token of the model.
         pixel_width: Width of the model's pixels, Angstrom. Pixel n is centred on (n + 0.5) * pixel_width, and tokens
-            start at multiples of patch_size * pixel_width, whatever window is given. None = every spectrum keeps its
-            own pixels, from whatever instrument.
+            start at multiples of patch_size * pixel_width, whatever window is given. None = `pixel_segments`; or,
+            without those, every spectrum keeps its own pixels, from whatever instrument.
         wavelength_range: Where the model works, vacuum Angstrom; pixels outside are ignored.
         smoothing_length: Of the pseudo-continuum, Angstrom. None = flux comes continuum-normalised and is left alone.
         flux_range: Continuum-normalised flux outside is an outlier and counts as missing.
@@ -142,6 +217,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         min_good_pixels: A spectrum with fewer is refused.
         sigma_factors: Label -> factors on the network's sigma for its 68.27 % and 95 % intervals, see `calibration`;
             a label that is not there keeps the network's own.
+        recalibration: Attributes of a `Recalibration` as lists, which takes their place for the labels it has answers
+            for; None = there is none.
+        pixel_segments: The model's pixels, where one width does not do: runs in order of wavelength, each
+            `[even_in, first, step, n_pixels]`, with pixels even in `wavelength` (first and step in vacuum Angstrom) or
+            in `log10_wavelength` (their decadic logarithms, dex), and n_pixels a multiple of patch_size.
 
     Raises:
         ValueError: Lists that do not fit each other, an unknown or repeated label or input, an empty range, a scale
@@ -167,6 +247,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         flux_wavelength: Sequence[float] | None = None,
         largest_scaled: float | None = None,
         sigma_factors: Mapping[str, Sequence[float]] | None = None,
+        recalibration: Mapping[str, Any] | None = None,
+        pixel_segments: Sequence[Sequence[Any]] | None = None,
         **kwargs: Any,
     ):
         for fixed in ("feature_size", "sampling_rate", "padding_value"):  # of audio; saved by transformers all the same
@@ -184,6 +266,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self.given_names = list(given_names)
         self.patch_size = patch_size
         self.pixel_width = pixel_width
+        self.pixel_segments = None if pixel_segments is None else [list(segment) for segment in pixel_segments]
         self.wavelength_range = [float(edge) for edge in wavelength_range]
         self.smoothing_length = smoothing_length
         self.flux_range = [float(edge) for edge in flux_range]
@@ -193,6 +276,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self.largest_scaled = largest_scaled
         self.min_good_pixels = min_good_pixels
         self.sigma_factors = {name: [float(f) for f in pair] for name, pair in (sigma_factors or {}).items()}
+        self.recalibration = None if recalibration is None else dict(recalibration)
         self._check()
 
     def _check(self) -> None:
@@ -223,6 +307,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                     "sigma_factors must give labels of this model two positive factors each, of the 68.27 % and the "
                     f"95 % interval; got {name}: {factors}."
                 )
+        if self._recalibration is not None:
+            self._recalibration.check(self.label_names)
         if not self.flux_range[0] < self.flux_range[1]:
             raise ValueError(
                 f"flux_range must be increasing (normalised flux: lowest, highest), got {self.flux_range}."
@@ -237,8 +323,9 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 f"wavelength_range must be an increasing range within [{WAVELENGTH_LIMITS[0]:.0f}, "
                 f"{WAVELENGTH_LIMITS[1]:.0f}] vacuum Angstrom, got {self.wavelength_range}."
             )
+        self._check_segments()
         if self.flux_wavelength is None:
-            where, n_pixels = "pixel of wavelength_grid", 0 if self.pixel_width is None else self.wavelength_grid.size
+            where, n_pixels = "pixel of wavelength_grid", self.wavelength_grid.size if self.has_grid else 0
         else:
             where, n_pixels = "entry of flux_wavelength", len(self.flux_wavelength)
             if not (np.diff(self.flux_wavelength) > 0).all():
@@ -253,15 +340,44 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 f"{n_wrong} of {spread.size} entries that are not, in {spread.min():g} to {spread.max():g}."
             )
 
+    def _check_segments(self) -> None:
+        if self.pixel_segments is None:
+            return
+        if self.pixel_width is not None:
+            raise ValueError("pixel_width and pixel_segments both say what the model's pixels are; give one of them.")
+        for segment in self.pixel_segments:
+            if len(segment) != 4 or segment[0] not in EVEN_IN or not segment[2] > 0 or segment[3] % self.patch_size:
+                raise ValueError(
+                    f"a segment of pixels must be [even_in, first, step, n_pixels] with even_in one of {EVEN_IN}, a "
+                    f"positive step and n_pixels a multiple of patch_size ({self.patch_size}), got {segment}."
+                )
+        if not (np.diff(self.wavelength_grid) > 0).all():
+            raise ValueError("pixel_segments must follow each other in wavelength, without overlap.")
+
     # ------------------------------------------------------------ pixels
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether all spectra are brought to the same pixels; otherwise each keeps its own."""
+        return self.pixel_width is not None or self.pixel_segments is not None
+
+    @cached_property
+    def segments(self) -> list[slice]:
+        """Runs of pixels of `wavelength_grid` without a gap."""
+        sizes = [self.wavelength_grid.size] if self.pixel_segments is None else [s[3] for s in self.pixel_segments]
+        stops = np.cumsum(sizes)
+        return [slice(int(stop - size), int(stop)) for stop, size in zip(stops, sizes, strict=True)]
 
     @cached_property
     def wavelength_grid(self) -> np.ndarray:
         """Centres of the model's pixels, vacuum Angstrom, shape (n_pixels,): whole tokens that cover the range.
 
         Raises:
-            ValueError: Spectra keep their own pixels (`pixel_width=None`).
+            ValueError: Spectra keep their own pixels.
         """
+        if self.pixel_segments is not None:
+            runs = [(even_in, first + step * np.arange(n)) for even_in, first, step, n in self.pixel_segments]
+            return np.concatenate([10.0**run if even_in == EVEN_IN[1] else run for even_in, run in runs])
         if self.pixel_width is None:
             raise ValueError(
                 "this extractor leaves every spectrum on its own pixels (pixel_width is None), so there is no common "
@@ -303,7 +419,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 no spectrograph has.
         """
         pixels = self._sorted(flux, wavelength, bad_pixel, flux_error, resolving_power)
-        if self.pixel_width is None:
+        if not self.has_grid:
             low, high = self.wavelength_range
             inside = (pixels.wavelength >= low) & (pixels.wavelength <= high)
             pixels = pixels.cut(inside)
@@ -397,7 +513,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         def averaged(values: np.ndarray) -> np.ndarray:
             return np.bincount(inverse, weights=values * pixels.good) / n_averaged
 
-        flux, covered = rebin(unique, averaged(pixels.flux), n_good > 0, self.wavelength_grid)
+        flux, covered = self._rebin(unique, averaged(pixels.flux), n_good > 0)
         error = power = None
         if pixels.flux_error is not None:
             known = pixels.good & (pixels.flux_error > 0)
@@ -406,18 +522,36 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             unit = np.ldexp(1.0, np.frexp(np.median(pixels.flux_error[known]))[1]) if known.any() else 1.0
             squares = np.where(known, pixels.flux_error / unit, 0.0) ** 2
             variance = np.bincount(inverse, weights=squares) / np.maximum(n_known, 1) ** 2
-            variance, reached = rebin(unique, variance, n_known > 0, self.wavelength_grid)
+            variance, reached = self._rebin(unique, variance, n_known > 0)
             lower, upper = pixel_edges(unique)
-            n_per_angstrom = rebin(unique, (n_good > 0) / (upper - lower), n_good >= 0, self.wavelength_grid)[0]
-            n_merged = np.maximum(n_per_angstrom * float(self.pixel_width or 1), 1.0)
+            n_per_angstrom = self._rebin(unique, (n_good > 0) / (upper - lower), n_good >= 0)[0]
+            n_merged = np.maximum(n_per_angstrom * self._pixel_widths, 1.0)
             error = np.where(reached, unit * np.sqrt(variance / n_merged), 0.0)
         if pixels.resolving_power is not None:
             known = pixels.good & (pixels.resolving_power > 0)
             total = np.bincount(inverse, weights=pixels.resolving_power * known)
             n_known = np.bincount(inverse, weights=known)
-            power, reached = rebin(unique, total / np.maximum(n_known, 1), n_known > 0, self.wavelength_grid)
+            power, reached = self._rebin(unique, total / np.maximum(n_known, 1), n_known > 0)
             power = np.where(reached, power, 0.0)
         return Pixels(flux, self.wavelength_grid, covered & self.in_range, error, power)
+
+    @cached_property
+    def _pixel_widths(self) -> np.ndarray:
+        """Angstrom, shape (n_pixels,)."""
+        edges = [pixel_edges(self.wavelength_grid[segment]) for segment in self.segments]
+        return np.concatenate([upper - lower for lower, upper in edges])
+
+    def _rebin(self, wavelength: np.ndarray, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`spectra.rebin` to the model's pixels, segment by segment: one has no neighbour in the next."""
+        parts = []
+        for segment in self.segments:
+            grid = self.wavelength_grid[segment]
+            if wavelength[-1] < grid[0] or wavelength[0] > grid[-1]:
+                parts.append((np.zeros(grid.size), np.zeros(grid.size, dtype=bool)))
+            else:
+                parts.append(rebin(wavelength, flux, good, grid))
+        rebinned, covered = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return rebinned, covered
 
     # ------------------------------------------------------------ flux
 
@@ -524,12 +658,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """What the model sees of spectra on common pixels: `normalise`, then `scale`; flux and good, same shape."""
-        scaled, good, _ = self._clean(flux, good, self.wavelength_grid if wavelength is None else wavelength)
+        scaled, good, _ = self.clean_with_continuum(
+            flux, good, self.wavelength_grid if wavelength is None else wavelength
+        )
         return scaled, good
 
-    def _clean(
+    def clean_with_continuum(
         self, flux: np.ndarray, good: np.ndarray, wavelength: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`clean`, and the pseudo-continuum that the flux was divided by, in the unit of the flux."""
         normalised, good, continuum = self._normalise(flux, good, wavelength)
         scaled = self.scale(normalised, good, wavelength)
         if self.largest_scaled is not None:
@@ -621,7 +758,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: Too few pixels are left after outliers were dropped.
         """
-        cleaned = self._clean(pixels.flux[None], pixels.good[None], pixels.wavelength)
+        cleaned = self.clean_with_continuum(pixels.flux[None], pixels.good[None], pixels.wavelength)
         scaled, good, continuum = (array[0] for array in cleaned)
         if good.sum() < self.min_good_pixels:
             raise ValueError(
@@ -635,7 +772,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             extra["flux_error"] = np.where(good & np.isfinite(relative), relative, 0.0).astype(np.float32)
         if pixels.resolving_power is not None:
             extra["resolving_power"] = pixels.resolving_power.astype(np.float32)
-        return self.cut_tokens(scaled, good, None if self.pixel_width else pixels.wavelength, keep_empty, **extra)
+        return self.cut_tokens(scaled, good, None if self.has_grid else pixels.wavelength, keep_empty, **extra)
 
     def cut_tokens(
         self,
@@ -648,11 +785,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """One spectrum, arrays of shape (n_pixels,), cut into whole tokens.
 
         Args:
-            wavelength: Of the pixels, increasing. None = `wavelength_grid`; then the run of tokens from the first to
-                the last good pixel is returned. Otherwise patches of neighbouring pixels are counted off from the first
-                pixel and from each gap on, the last of each filled up with pixels at wavelength 0; those with a good
-                pixel are returned.
-            keep_empty: Return all tokens.
+            wavelength: Of the pixels, increasing; patches of neighbouring pixels are counted off from the first pixel
+                and from each gap on, the last of each filled up with pixels at wavelength 0. None = `wavelength_grid`,
+                whose tokens lie where they always do.
+            keep_empty: Return all tokens, not only those with a good pixel.
             extra: More arrays to be cut alike.
         """
         if not good.any():
@@ -667,10 +803,9 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             **extra,
         }
         if wavelength is None:
-            tokens = np.flatnonzero(good.reshape(-1, self.patch_size).any(axis=1))
-            run = slice(tokens[0] * self.patch_size, (tokens[-1] + 1) * self.patch_size)
-            run = slice(None) if keep_empty else run
-            return {name: values[run] for name, values in row.items()}
+            kept_tokens = keep_empty | good.reshape(-1, self.patch_size).any(axis=1)
+            kept_pixels = np.repeat(kept_tokens, self.patch_size)
+            return {name: values[kept_pixels] for name, values in row.items()}
         slots = self._slots(wavelength)
         kept = slots.ravel() if keep_empty else slots[(good[slots] & (slots >= 0)).any(axis=1)].ravel()
         return {name: np.where(kept >= 0, values[kept], values.dtype.type(0)) for name, values in row.items()}
@@ -832,29 +967,75 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         scaled = np.where(known, (labels - center) / scale, MISSING_LABEL)
         return scaled.astype(np.float32), (errors / scale).astype(np.float32)
 
-    def decode_labels(self, label_mean: Any, label_log_var: Any = None) -> dict[str, dict[str, np.ndarray]]:
+    def decode_labels(self, label_mean: Any, label_log_var: Any = None, noise: Any = None) -> dict[str, dict[str, Any]]:
         """The model's answer in the labels' units.
 
         Args:
             label_mean: Shape (batch, n_labels), scaled.
             label_log_var: Same shape, natural logarithm of the variance in scaled units.
+            noise: Of the spectra, shape (batch,), see `noise`; it sharpens a `recalibration`. NaN or None = not known.
 
         Returns:
-            label name -> {"value", "sigma", "sigma95"}, each of shape (batch,), in K or dex; `value` alone without
-            label_log_var. `value` +- `sigma` is the central 68.27 % interval, `value` +- 1.96 `sigma95` that of 95 %;
-            they are the network's own, and equal, where `sigma_factors` has nothing on the label.
+            label name -> {"value", "sigma", "sigma95"}, each of shape (batch,), in K or dex; `value` alone, and the
+            network's own, without label_log_var. `value` +- `sigma` is the central 68.27 % interval, `value` +- 1.96
+            `sigma95` that of 95 %; they are the network's own, and equal, where neither `recalibration` nor
+            `sigma_factors` has anything on the label.
         """
-        mean = _array(label_mean)
-        decoded = {
-            name: {"value": mean[..., i] * self.label_scale[i] + self.label_center[i]}
-            for i, name in enumerate(self.label_names)
-        }
-        if label_log_var is not None:
-            own = np.exp(0.5 * _array(label_log_var)) * self.label_scale
-            for i, name in enumerate(self.label_names):
-                for key, factor in zip(("sigma", "sigma95"), self.sigma_factors.get(name, (1.0, 1.0)), strict=True):
-                    decoded[name][key] = factor * own[..., i]
+        value = _array(label_mean) * self.label_scale + self.label_center
+        if label_log_var is None:
+            return {name: {"value": value[..., i]} for i, name in enumerate(self.label_names)}
+        sigma = np.exp(0.5 * _array(label_log_var)) * self.label_scale
+        decoded = {}
+        for i, name in enumerate(self.label_names):
+            narrow, wide = self.sigma_factors.get(name, (1.0, 1.0))
+            decoded[name] = {"value": value[..., i], "sigma": narrow * sigma[..., i], "sigma95": wide * sigma[..., i]}
+        if self._recalibration is not None:
+            known = np.full(value.shape[:-1], np.nan) if noise is None else _array(noise)
+            answers = self._recalibration(value, sigma, known)
+            for name, shift, narrow, wide in zip(
+                self._recalibration.label_names, *(np.moveaxis(part, -1, 0) for part in answers), strict=True
+            ):
+                own = sigma[..., self.label_names.index(name)]
+                decoded[name]["value"] = decoded[name]["value"] + shift * own
+                decoded[name] |= {"sigma": narrow * own, "sigma95": wide * own}
         return decoded
+
+    @property
+    def _recalibration(self) -> Recalibration | None:
+        """`recalibration` with arrays for its lists."""
+        if self.recalibration is None:
+            return None
+        names, *arrays = (self.recalibration[field] for field in Recalibration.__dataclass_fields__)
+        return Recalibration(names, *map(np.asarray, arrays))
+
+    def unscale(self, scaled: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
+        """What `scale` undoes: scaled flux (..., n_pixels) at wavelengths (n_pixels,) -> normalised, near 1."""
+        center, spread = self._norms(wavelength)
+        return scaled * spread + center
+
+    def noise(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """1-sigma noise per pixel relative to the continuum, as the pixels themselves show it; shape (batch,).
+
+        From third differences of neighbouring pixels, which leave little of any line that is resolved: 1.4826 times
+        the median of their absolute values, over sqrt(20). Noise that a resampling has correlated is underestimated.
+
+        Args:
+            batch: As this extractor prepares it: flux, wavelength and attention_mask, (batch, n_pixels).
+
+        Returns:
+            NaN of spectra with fewer than 30 runs of four good pixels.
+        """
+        flux, wavelength, good = (_array(batch[name]) for name in ("flux", "wavelength", "attention_mask"))
+        noise = np.full(len(flux), np.nan)
+        for row, (scaled, where, usable) in enumerate(zip(flux, wavelength, good > 0, strict=True)):
+            step = np.diff(where)
+            even = (step > 0) & (step < 1.5 * np.roll(step, 1)) & (step > np.roll(step, 1) / 1.5)
+            even = even[1:-1] & even[2:]
+            run = usable[:-3] & usable[1:-2] & usable[2:-1] & usable[3:] & even
+            third = np.diff(self.unscale(scaled, where), 3)[run]
+            if third.size >= 30:
+                noise[row] = 1.4826 * np.median(np.abs(third)) / np.sqrt(20)
+        return noise
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds: the parameters, without what is computed from them."""

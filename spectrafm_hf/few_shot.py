@@ -27,13 +27,21 @@ def draw_stars(spectra: Sequence[Spectrum], n_stars: int, fe_h_above: float, see
     Raises:
         ValueError: Fewer stars than wanted pass the limit.
     """
-    candidates = sorted(
-        (s for s in spectra if s.labels.get("fe_h", np.nan) > fe_h_above), key=lambda spectrum: spectrum.star_id
-    )
+    fe_h = np.array([spectrum.labels.get("fe_h", np.nan) for spectrum in spectra])
+    return [spectra[row] for row in draw_rows([s.star_id for s in spectra], fe_h, n_stars, fe_h_above, seed)]
+
+
+def draw_rows(star_ids: Sequence[str], fe_h: np.ndarray, n_stars: int, fe_h_above: float, seed: int) -> list[int]:
+    """Places of the few stars among all, in order of their names; see `draw_stars`.
+
+    Raises:
+        ValueError: Fewer stars than wanted pass the limit.
+    """
+    candidates = sorted((row for row in range(len(star_ids)) if fe_h[row] > fe_h_above), key=lambda row: star_ids[row])
     if len(candidates) < n_stars:
         raise ValueError(
             f"the few-shot stage needs {n_stars} stars with [Fe/H] > {fe_h_above:g} dex, got {len(candidates)} of "
-            f"{len(spectra)}; lower n_stars or fe_h_above in the recipe, or loosen the cuts."
+            f"{len(star_ids)}; lower n_stars or fe_h_above in the recipe, or loosen the cuts."
         )
     chosen = np.random.default_rng(seed).choice(len(candidates), n_stars, replace=False)
     return [candidates[i] for i in sorted(chosen)]
@@ -63,12 +71,14 @@ class ReadoutCorrection:
         bias: A number.
         strength: The penalty chosen.
         leave_one_out: strength -> root mean square leave-one-out residual, scaled units.
+        left_out: Leave-one-out residual of each star with the penalty chosen, shape (n,), scaled units.
     """
 
     weight: np.ndarray
     bias: float
     strength: float
     leave_one_out: dict[float, float]
+    left_out: np.ndarray
 
 
 def solve_readout(
@@ -94,18 +104,19 @@ def solve_readout(
     penalty = np.zeros((features.shape[1] + 1,) * 2)
     penalty[:-1, :-1] = n * (anchors.T @ anchors / len(anchors) + np.eye(features.shape[1]) / 33)
     design = np.column_stack([features - center, np.ones(n)])
-    solutions, errors = {}, {}
+    solutions, residuals = {}, {}
     for strength in strengths:
         gram = design.T @ design + strength * penalty
         solutions[strength] = np.linalg.solve(gram, design.T @ residual)
         leverage = np.einsum("ij,ji->i", design, np.linalg.solve(gram, design.T))
-        errors[strength] = ((residual - design @ solutions[strength]) / (1 - leverage)) ** 2
+        residuals[strength] = (residual - design @ solutions[strength]) / (1 - leverage)
     ascending = sorted(strengths)
-    chosen = ascending[strongest_within_one_error(np.array([errors[s] for s in ascending]))]
+    chosen = ascending[strongest_within_one_error(np.array([residuals[s] for s in ascending]) ** 2)]
     weight = solutions[chosen][:-1]
     return ReadoutCorrection(
         weight=weight,
         bias=float(solutions[chosen][-1] - weight @ center),
         strength=float(chosen),
-        leave_one_out={float(s): float(np.sqrt(errors[s].mean())) for s in strengths},
+        leave_one_out={float(s): float(np.sqrt((residuals[s] ** 2).mean())) for s in strengths},
+        left_out=residuals[chosen],
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -28,6 +28,8 @@ from .collation import Row, draw_window, row_generator
 from .feature_extraction_spectrafm import Pixels, SpectraFMFeatureExtractor
 
 logger = logging.getLogger(__name__)
+
+INPUTS = SpectraFMFeatureExtractor.model_input_names
 
 
 class RowEncoder:
@@ -139,7 +141,7 @@ class RowEncoder:
             shown[rng.permutation(seen)[:context]] = True
             return pixels.only(shown)
         # On a common grid tokens start at fixed pixels; on a spectrum's own pixels the window may start at any.
-        step = patch if self.feature_extractor.pixel_width else 1
+        step = patch if self.feature_extractor.has_grid else 1
         first, n = int(seen[0]) // step, int(seen[-1]) // step - int(seen[0]) // step + 1
         window = draw_window(rng, n, min(context * patch // step, n))
         run = slice((first + window.start) * step, (first + window.stop) * step)
@@ -180,18 +182,38 @@ def stream_rows(
         ValueError: See `RowEncoder`.
     """
     encoder = RowEncoder(feature_extractor, wavelength, window, context, seed, label_error, learned)
-    rows = dataset.with_format(_format(wavelength))
+    return stream_encoded(dataset, encoder, wavelength is not None, seed, buffer_size, endless)
+
+
+def stream_encoded(
+    dataset: datasets.IterableDataset,
+    encoder: Callable[[Mapping[str, Sequence[Any]], Sequence[int]], Sequence[Row | None]],
+    shared_grid: bool,
+    seed: int = 0,
+    buffer_size: int = 1000,
+    endless: bool = True,
+    batch_size: int = 64,
+) -> datasets.IterableDataset:
+    """A streamed dataset as whatever rows `encoder` makes of its columns, a batch at a time; None is left out.
+
+    Args:
+        encoder: Columns of some rows and their places in the stream -> rows; not necessarily as many.
+        shared_grid: Rows bring no wavelengths of their own.
+        seed, buffer_size, endless: See `stream_rows`.
+        batch_size: Rows given to the encoder at once.
+    """
+    rows = dataset.with_format("numpy" if shared_grid else None)  # which would cut wavelengths to float32
     if endless:
         rows = rows.repeat(None)
 
     def encode(columns: Mapping[str, Sequence[Any]], indices: list[int]) -> dict[str, list[Any]]:
         kept = [row for row in encoder(columns, indices) if row is not None]
-        names = dict.fromkeys((*feature_extractor.model_input_names, "labels", "label_errors"))
+        names = dict.fromkeys((*INPUTS, "labels", "label_errors"))
         names |= {name: None for row in kept for name in row}
         nothing = np.float32(0)  # what is not known of a row's pixels
         return {name: [row.get(name, np.full(len(row["flux"]), nothing)) for row in kept] for name in names}
 
-    rows = rows.map(encode, batched=True, batch_size=64, with_indices=True, remove_columns=dataset.column_names)
+    rows = rows.map(encode, batched=True, batch_size=batch_size, with_indices=True, remove_columns=dataset.column_names)
     rows = rows.with_format(None)  # arrays as they are: the NumPy format would make float32 of wavelengths
     if buffer_size:
         # After the encoding, where rows are arrays and cheap to move; from one shard at a time, since interleaving
@@ -218,7 +240,8 @@ class StoredSpectra(Dataset):
         context: int | None = None,
     ):
         self.encoder = RowEncoder(feature_extractor, wavelength, window, context, seed)
-        self.dataset = dataset.with_format(_format(wavelength))
+        # Arrays straight from Arrow, unless rows bring wavelengths, which the NumPy format would cut to float32.
+        self.dataset = dataset.with_format(None if wavelength is None else "numpy")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -240,11 +263,6 @@ class StoredSpectra(Dataset):
 
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
-
-
-def _format(wavelength: np.ndarray | None) -> str | None:
-    """Arrays straight from Arrow, unless rows bring wavelengths, which the NumPy format would cut to float32."""
-    return None if wavelength is None else "numpy"
 
 
 def _errors(ivar: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ Coverage asks whether the predicted sigma can be believed: how often the catalog
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import NormalDist
@@ -35,12 +36,21 @@ BIN_EDGES: dict[str, tuple[float, ...]] = {
 }
 """Edges of the bins for error budgets: fe_h in dex, teff in K, logg in dex. The ends are those of `labels.LABELS`."""
 
+SNR_EDGES = (20.0, 40.0, 80.0, 150.0, 300.0)
+"""Edges of the bins of signal-to-noise ratio per pixel; the ends are those of `synthesis.surveys.SurveyConditions`."""
+
+FEWEST_IN_BIN = 300
+"""Stars of a bin whose coverage is worth a word: their share of 68 % has a binomial error of 2.7 percentage points."""
+
 METHOD_NAMES = {
     "spectrafm": "SpectraFM (pre-trained + 100 stars)",
+    "spectrafm_combined": "SpectraFM and ridge, combined",
     "spectrafm_zero_shot": "SpectraFM zero-shot",
     "transformer_scratch": "Transformer from scratch",
+    "mlp_pretrained": "MLP, pre-trained",
     "mlp_scratch": "MLP from scratch",
     "cannon": "The Cannon (quadratic)",
+    "boosted_trees": "Boosted trees",
     "ridge": "Ridge regression",
     "median": "Median",
 }
@@ -142,6 +152,218 @@ def known_errors(label: Label, truth_err: np.ndarray | None, measured: np.ndarra
         return np.full(int(measured.sum()), label.default_error)
     errors = np.asarray(truth_err, dtype=np.float64)[measured]
     return np.where(np.isfinite(errors) & (errors > 0), errors, label.default_error)
+
+
+class IntervalFigures(TypedDict):
+    """How good intervals are: right as often as they say, and narrow. None where there is no star."""
+
+    n: int
+    crps: float | None
+    width68: float | None
+    width95: float | None
+    coverage68: float | None
+    coverage68_interval: list[float] | None
+    coverage95: float | None
+    coverage95_interval: list[float] | None
+
+
+def summarise_intervals(
+    label: Label,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    sigma: np.ndarray,
+    sigma95: np.ndarray,
+    truth_err: np.ndarray | None = None,
+) -> IntervalFigures:
+    """Coverage with its binomial uncertainty, and what it is bought with: CRPS and width.
+
+    Args:
+        label, predicted, truth, truth_err: As in `summarise`. Labels that are true by construction have errors of 1e-9.
+        sigma, sigma95: Of the 68.27 % and of the 95 % interval, as `decode_labels` of the extractor gives them.
+
+    Returns:
+        `crps`: mean continuous ranked probability score of the published value, of sigma and its own error, in the unit
+        of the label, smaller = better. `width68`, `width95`: mean full width of the predicted intervals, without
+        published errors. `coverage68`, `coverage95` as in `summarise`, but each by the sigma of its own interval;
+        `*_interval`: where 68.27 % of such counts would put the share (`binomial_interval`).
+
+    Raises:
+        ValueError: As in `summarise`.
+    """
+    measured = np.isfinite(truth)
+    n = int(measured.sum())
+    if n == 0:
+        return IntervalFigures(
+            n=0, crps=None, width68=None, width95=None, coverage68=None, coverage68_interval=None, coverage95=None,
+            coverage95_interval=None,
+        )  # fmt: skip
+    residual = _finite(label, "predicted", predicted, measured) - np.asarray(truth, dtype=np.float64)[measured]
+    error = known_errors(label, truth_err, measured)
+    own = [_finite(label, "sigma", values, measured) for values in (sigma, sigma95)]
+    inside = [
+        int((np.abs(residual) <= z * np.hypot(values, error)).sum())
+        for values, z in zip(own, HALF_WIDTHS.values(), strict=True)
+    ]
+    widths = [2 * z * float(values.mean()) for values, z in zip(own, HALF_WIDTHS.values(), strict=True)]
+    return IntervalFigures(
+        n=n,
+        crps=float(gaussian_crps(residual, np.hypot(own[0], error)).mean()),
+        width68=widths[0],
+        width95=widths[1],
+        coverage68=inside[0] / n,
+        coverage68_interval=list(binomial_interval(inside[0], n)),
+        coverage95=inside[1] / n,
+        coverage95_interval=list(binomial_interval(inside[1], n)),
+    )
+
+
+def gaussian_crps(residual: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    r"""Continuous ranked probability score of a Gaussian prediction, in the unit of the residual; smaller = better.
+
+    :math:`\sigma \,[z (2 \Phi(z) - 1) + 2 \varphi(z) - 1/\sqrt\pi]` with z = residual / sigma (Gneiting & Raftery 2007,
+    JASA 102, 359, eq. 21): the mean absolute error of a sample of the prediction, less half of its mean spread.
+
+    Args:
+        residual, sigma: Any shape; sigma positive.
+    """
+    z = np.asarray(residual, dtype=np.float64) / sigma
+    central = np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2))  # 2 Phi(z) - 1
+    density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return np.asarray(sigma * (z * central + 2 * density - 1 / math.sqrt(math.pi)))
+
+
+def binomial_interval(inside: int, n: int, probability: float = 0.6827) -> tuple[float, float]:
+    """Where the true share lies if `inside` of n stars were counted (Wilson 1927, JASA 22, 209)."""
+    z2 = NormalDist().inv_cdf(0.5 + probability / 2) ** 2
+    share = inside / n
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def reliability(
+    residual: np.ndarray,
+    sigma: np.ndarray,
+    sigma95: np.ndarray,
+    probability: np.ndarray,
+    error: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Share of the stars inside the central interval of each nominal probability.
+
+    Of a Gaussian of width `sigma` up to 68.27 %, of one of width `sigma95` from 95 % on; between the two, the width is
+    interpolated in the number of sigmas.
+
+    Args:
+        residual, sigma, sigma95, error: Shape (n_stars,), unit of the label; `error` is the published one.
+        probability: Shape (n_probabilities,), in (0, 1).
+
+    Returns:
+        Shape (n_probabilities,).
+    """
+    z = np.array([NormalDist().inv_cdf(0.5 + one / 2) for one in probability])
+    share = np.interp(z, list(HALF_WIDTHS.values()), [0.0, 1.0])
+    width = sigma + share[:, None] * (sigma95 - sigma)
+    return np.asarray((np.abs(residual) <= z[:, None] * np.hypot(width, error)).mean(axis=1))
+
+
+def summarise_calibration(
+    names: Sequence[str],
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    sigma: np.ndarray,
+    sigma95: np.ndarray,
+    truth_err: np.ndarray | None = None,
+    snr: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Can the intervals of all labels be believed, for all stars and in every bin of them?
+
+    Args:
+        names: Columns of what follows.
+        predicted, truth, sigma, sigma95, truth_err: As in `summarise_intervals`, each of shape (n_stars, n_labels).
+        snr: Signal-to-noise ratio per pixel, shape (n_stars,), for bins of it (`SNR_EDGES`).
+
+    Returns:
+        `coverage68`, `coverage95`: shares of all labels of all stars. `worst_bin68`: that of the bin of at least
+        `FEWEST_IN_BIN` stars which is farthest from 68.27 %, None if there is no such bin, and `worst_bin`: which one
+        it is. `labels`: name -> `summarise_intervals`.
+    """
+    edges = {name: np.array(BIN_EDGES[name]) for name in names if name in BIN_EDGES}
+    binned = {name: truth[:, names.index(name)] for name in edges}
+    if snr is not None:
+        edges["snr"], binned["snr"] = np.array(SNR_EDGES), snr
+    labels, bins = {}, []
+    for column, name in enumerate(names):
+        told = [part[:, column] for part in (predicted, sigma, sigma95)]
+        error = None if truth_err is None else truth_err[:, column]
+
+        def judged(
+            chosen: np.ndarray, name: str = name, column: int = column, told: Any = told, error: Any = error
+        ) -> Any:
+            only = np.where(chosen, truth[:, column], np.nan)
+            return summarise_intervals(get_label(name), told[0], only, told[1], told[2], error)
+
+        labels[name] = judged(np.ones(len(truth), dtype=bool))
+        for by, values in binned.items():
+            for low, high in pairwise(edges[by]):
+                figures = judged((values >= low) & (values < high))
+                if figures["n"] >= FEWEST_IN_BIN:
+                    bins.append({"label": name, "by": by, "low": float(low), "high": float(high), **figures})
+    n_all = sum(figures["n"] for figures in labels.values())
+    overall = {
+        key: sum(figures["n"] * (figures[key] or 0.0) for figures in labels.values()) / n_all if n_all else None
+        for key in NOMINAL_COVERAGE
+    }
+    worst = max(bins, key=lambda one: abs(one["coverage68"] - NOMINAL_COVERAGE["coverage68"]), default=None)
+    return {
+        **overall,
+        "worst_bin68": None if worst is None else worst["coverage68"],
+        "worst_bin": worst,
+        "labels": labels,
+    }
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Area under the receiver operating characteristic: how often a score of the second kind is the larger one.
+
+    1 = always, 0.5 = as good as chance; ties count half (Mann & Whitney 1947).
+
+    Args:
+        inside, outside: Scores of either kind, shapes (n,), (m,); infinite ones are allowed.
+
+    Raises:
+        ValueError: No score of one kind, or one is NaN.
+    """
+    inside, outside = np.sort(np.asarray(inside, dtype=float)), np.asarray(outside, dtype=float)
+    if not inside.size or not outside.size or np.isnan(inside).any() or np.isnan(outside).any():
+        raise ValueError(
+            f"auroc needs scores of both kinds, none of them NaN; got {inside.size} and {outside.size}, "
+            f"{int(np.isnan(inside).sum() + np.isnan(outside).sum())} of them NaN."
+        )
+    below, not_above = (np.searchsorted(inside, outside, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / inside.size)
+
+
+def risk_coverage(residual: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """How large is the error that remains, if the strangest spectra are left unanswered?
+
+    Args:
+        residual: Predicted minus true, shape (n_stars,), any unit; NaN is left out.
+        score: Larger = less to be trusted, same shape.
+
+    Returns:
+        Share of the stars that are answered, 1/n to 1, and the RMSE of those, in the unit of the residual, each (n,);
+        and the area under the curve, the mean of that RMSE over all shares (El-Yaniv & Wiener 2010, JMLR 11, 1605).
+
+    Raises:
+        ValueError: No finite residual.
+    """
+    known = np.isfinite(residual)
+    if not known.any():
+        raise ValueError("risk_coverage needs at least one star with a finite residual, got none.")
+    squared = residual[known][np.argsort(score[known], kind="stable")] ** 2
+    answered = np.arange(1, squared.size + 1)
+    risk = np.sqrt(np.cumsum(squared) / answered)
+    return answered / squared.size, risk, float(risk.mean())
 
 
 def summarise_subsets(

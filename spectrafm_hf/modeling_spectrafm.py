@@ -163,7 +163,7 @@ class SpectraFMPatchEmbeddings(nn.Module):
     """Neighbouring pixels are a token: what the flux is, seen through where it is and how it was observed.
 
     Each pixel brings its own wavelength offset within the patch, signal-to-noise ratio and missing flag (`deposit`).
-    They are projected onto d filters; wavelength, pixel spacing and resolving power say how much each filter matters
+    They are projected onto filters; wavelength, pixel spacing and resolving power say how much each filter matters
     there (which lines to look for) and add a place of their own:
     `token = W gelu(gain(lambda) * (E pixels) + B(lambda)) + place(lambda)`. The paper's `gelu(E flux + B) + PE(lambda)`
     is the case of one pixel per token, a gain and a B that do not depend on wavelength, and W the identity.
@@ -176,10 +176,12 @@ class SpectraFMPatchEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.encoding = WavelengthEncoding(config)
-        self.pixel_projection = nn.Linear(self.N_VALUES * config.patch_size, config.hidden_size, bias=False)
-        self.wavelength_projection = nn.Linear(config.encoding_size + self.N_CONDITIONS, 3 * config.hidden_size)
+        n_filters = config.n_filters or config.hidden_size
+        self.sizes = [n_filters, n_filters, config.hidden_size]  # of gain, bias and place
+        self.pixel_projection = nn.Linear(self.N_VALUES * config.patch_size, n_filters, bias=False)
+        self.wavelength_projection = nn.Linear(config.encoding_size + self.N_CONDITIONS, sum(self.sizes))
         self.activation = ACT2FN[config.hidden_act]
-        self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output_projection = nn.Linear(n_filters, config.hidden_size)
 
     def forward(
         self,
@@ -205,7 +207,7 @@ class SpectraFMPatchEmbeddings(nn.Module):
         encoded = self.encoding(patch.centre)
         where = torch.cat([encoded, torch.stack([c.float() for c in conditions], dim=-1)], dim=-1)
         where = where.to(self.wavelength_projection.weight.dtype)
-        gain, bias, place = self.wavelength_projection(where).chunk(3, dim=-1)
+        gain, bias, place = self.wavelength_projection(where).split(self.sizes, dim=-1)
         tokens = self.output_projection(self.activation((1 + gain) * content + bias)) + place
         return tokens, good.any(dim=-1)
 

@@ -63,6 +63,17 @@ class Observed:
 
         return cls([s.star_id for s in spectra], np.stack(flux), np.stack(good), table("labels"), table("label_errors"))
 
+    def chosen(self, rows: Sequence[int]) -> Observed:
+        """Some of the stars, by their places."""
+        rows = list(rows)
+        return Observed(
+            [self.star_ids[row] for row in rows],
+            self.flux[rows],
+            self.good[rows],
+            self.labels[rows],
+            self.label_errors[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -71,12 +82,14 @@ class Predicted:
     Attributes:
         mean: Shape (n_spectra, n_labels), K and dex.
         sigma: Predicted 1-sigma, same shape and units.
+        sigma95: The same from the 95 % interval, which is mean +- 1.96 sigma95.
         scaled_mean: Shape (n_spectra, n_labels), scaled units.
         features: What the readouts see, shape (n_spectra, n_labels, d).
     """
 
     mean: np.ndarray
     sigma: np.ndarray
+    sigma95: np.ndarray
     scaled_mean: np.ndarray
     features: np.ndarray
 
@@ -86,10 +99,11 @@ class Predicted:
     ) -> Predicted:
         """From the model's answers in scaled units, mean and log-variance (n_spectra, n_labels)."""
         decoded = extractor.decode_labels(mean, log_var)
-        value, sigma = (
-            np.stack([decoded[name][key] for name in extractor.label_names], axis=-1) for key in ("value", "sigma")
+        value, sigma, sigma95 = (
+            np.stack([decoded[name][key] for name in extractor.label_names], axis=-1)
+            for key in ("value", "sigma", "sigma95")
         )
-        return cls(mean=value, sigma=sigma, scaled_mean=mean, features=features)
+        return cls(mean=value, sigma=sigma, sigma95=sigma95, scaled_mean=mean, features=features)
 
 
 @torch.inference_mode()

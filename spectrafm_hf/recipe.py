@@ -17,10 +17,13 @@ import torch
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
+from .checkpoints import is_shipped, shipped
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .pretraining import Contexts
 from .synthesis.observing import ObservingConditions
 from .synthesis.sampler import LabelSampler
+from .synthesis.surveys import SURVEYS, SurveyConditions
 from .tracking import PROJECT, default_report_to
 
 logger = logging.getLogger(__name__)
@@ -42,11 +45,18 @@ class StageArguments:
         true_labels: The dataset's labels are exact, because its stars are synthetic; `synthetic_label_error` is then
             their 1-sigma.
         shuffle_buffer: Rows among which the next one of the stream is drawn.
-        model: Parent: a folder or a Hub repository; none = begin from random weights.
+        model: Parent: a folder, a Hub repository, or a model that ships (`checkpoints.SHIPPED`); none = begin from
+            random weights.
         model_revision: Of a Hub parent; pinned likewise.
         architecture: Arguments of `SpectraFMConfig`, when there is no parent.
         extractor: Arguments of `SpectraFMFeatureExtractor`, when there is no parent.
+        optimizer: `adamw` (as `TrainingArguments.optim` has it), or `muon` for the matrices, see `optimisation`.
         attn_implementation: `sdpa` or `eager`; in training on a CPU eager is the faster.
+        beside: Of `data: dataset`: a survey of `synthesis.surveys` whose stars are synthesised, one beside each
+            streamed star, all on the model's grid; see `pretraining`. The recipe's `sampler` is not used then.
+        contexts: Arguments of `pretraining.Contexts`: how much of those spectra is shown.
+        conditions: Arguments of `SurveyConditions`: what streamed spectra go through on top of what they did.
+        beside_conditions: The same for the stars beside them; `observing` is then what theory gets wrong.
         context: Tokens of a synthetic spectrum shown at once; none = the whole window.
         fwhm: Of the synthetic line-spread function, Angstrom.
         sampler: Arguments of `LabelSampler`.
@@ -66,6 +76,7 @@ class StageArguments:
             end. peft is an extra: `pip install spectrafm_hf[peft]`.
         cpu_threads: Of torch on a CPU. Batches this small gain little from a second one, lose much when it has to be
             waited for, and one makes the result independent of the machine's cores.
+        n_held_out: Synthetic or streamed spectra by which the stage is judged and calibrated.
         validations: How often in the training the held-out spectra are looked at, for the log alone.
     """
 
@@ -83,7 +94,12 @@ class StageArguments:
     model_revision: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     extractor: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "adamw"
     attn_implementation: str = "eager"
+    beside: str | None = None
+    contexts: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    beside_conditions: dict[str, Any] = field(default_factory=dict)
     context: int | None = None
     fwhm: float = 2.5
     sampler: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +116,7 @@ class StageArguments:
     trainable: list[str] | None = None
     lora: dict[str, Any] = field(default_factory=dict)
     cpu_threads: int = 1
+    n_held_out: int = 500
     validations: int = 8
 
     def __post_init__(self) -> None:
@@ -110,6 +127,17 @@ class StageArguments:
             raise ValueError("`data: dataset` and `dataset:` (a folder or Hub repository) belong together.")
         if self.data != "dataset" and (self.dataset_config or self.dataset_revision or self.true_labels):
             raise ValueError("dataset_config, dataset_revision and true_labels belong to `data: dataset`.")
+        if self.beside is not None and (self.data != "dataset" or self.beside not in SURVEYS):
+            raise ValueError(
+                f"beside belongs to `data: dataset` and is one of {', '.join(SURVEYS)}, got {self.beside!r} with "
+                f"data {self.data!r}."
+            )
+        if self.beside is None and (self.contexts or self.conditions or self.beside_conditions):
+            raise ValueError("contexts, conditions and beside_conditions belong to a recipe with `beside:`.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}.")
+        if self.n_held_out < 2:
+            raise ValueError(f"n_held_out must be at least 2 spectra, got {self.n_held_out}.")
         if self.validations < 0 or self.shuffle_buffer < 0:
             raise ValueError(f"validations and shuffle_buffer must not be negative, got {self.validations}.")
         if self.n_spectra < 1:
@@ -174,6 +202,9 @@ SECTIONS: Mapping[str, set[str]] = {
     "extractor": set(inspect.signature(SpectraFMFeatureExtractor.__init__).parameters) - {"self", "kwargs"},
     "sampler": _names(LabelSampler),
     "observing": _names(ObservingConditions),
+    "contexts": _names(Contexts),
+    "conditions": _names(SurveyConditions),
+    "beside_conditions": _names(SurveyConditions),
 }
 """Keys that the nested parts of a recipe may have."""
 
@@ -207,6 +238,8 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path} must hold `key: value` lines, got {type(recipe).__name__}.")
     recipe |= changes
+    if is_shipped(recipe.get("model")):
+        recipe["model"] = str(shipped(recipe["model"]))
     check_keys(f"recipe {path.name}", recipe, _names(StageArguments) | _names(TrainingArguments))
     for key in ("max_steps", "num_train_epochs"):
         if key in recipe:
@@ -244,6 +277,9 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
         stage, training = parser.parse_dict(recipe)
         LabelSampler(**stage.sampler)
         ObservingConditions(**stage.observing)
+        Contexts(**stage.contexts)
+        for conditions in (stage.conditions, stage.beside_conditions):
+            SurveyConditions(**conditions)
     except (TypeError, ValueError) as error:
         raise ValueError(f"recipe {path.name}: {' '.join(str(error).split())}") from error
     if not 0 <= training.seed < 2**32 - 1:

@@ -192,6 +192,29 @@ def rebin(
     return new_flux, new_good
 
 
+FARTHEST = 14.0
+"""Smoothing lengths beyond which a Gaussian is 0 in float32: pixels farther apart know nothing of each other."""
+
+
+class _Smoother:
+    """Gaussian sums of pixel values, at nodes and linear between them; see `PseudoContinuum`."""
+
+    def __init__(self, wavelength: np.ndarray, smoothing_length: float):
+        spacing = smoothing_length / 4
+        # Nodes at multiples of the spacing: a window sees the same nodes as the whole spectrum does.
+        first, last = np.floor(wavelength[0] / spacing), np.ceil(wavelength[-1] / spacing)
+        nodes = spacing * np.arange(first, last + 2)
+        distance = (nodes[:, None] - wavelength[None, :]) / smoothing_length
+        self._kernel = np.exp(-0.5 * distance**2).astype(np.float32)
+        position = wavelength / spacing - first
+        self._left = np.floor(position).astype(np.int64)
+        self._right_weight = (position - self._left).astype(np.float32)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        at_nodes = values @ self._kernel.T
+        return at_nodes[..., self._left] * (1 - self._right_weight) + at_nodes[..., self._left + 1] * self._right_weight
+
+
 class PseudoContinuum:
     r"""Divide a spectrum by its own Gaussian-smoothed self.
 
@@ -210,19 +233,13 @@ class PseudoContinuum:
     """
 
     def __init__(self, wavelength: np.ndarray, smoothing_length: float):
-        spacing = smoothing_length / 4
-        # Nodes at multiples of the spacing: a window sees the same nodes as the whole spectrum does.
-        first, last = np.floor(wavelength[0] / spacing), np.ceil(wavelength[-1] / spacing)
-        nodes = spacing * np.arange(first, last + 2)
-        distance = (nodes[:, None] - wavelength[None, :]) / smoothing_length
-        self._kernel = np.exp(-0.5 * distance**2).astype(np.float32)
-        position = wavelength / spacing - first
-        self._left = np.floor(position).astype(np.int64)
-        self._right_weight = (position - self._left).astype(np.float32)
+        far = np.flatnonzero(np.diff(wavelength) > FARTHEST * smoothing_length) + 1
+        self._islands = [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(np.arange(wavelength.size), far)]
+        self._smoothers = [_Smoother(wavelength[island], smoothing_length) for island in self._islands]
 
     def _smooth(self, values: np.ndarray) -> np.ndarray:
-        at_nodes = values @ self._kernel.T
-        return at_nodes[..., self._left] * (1 - self._right_weight) + at_nodes[..., self._left + 1] * self._right_weight
+        parts = [smooth(values[..., island]) for island, smooth in zip(self._islands, self._smoothers, strict=True)]
+        return np.concatenate(parts, axis=-1)
 
     def __call__(self, flux: np.ndarray, good: np.ndarray) -> np.ndarray:
         """Flux and good (..., n_pixels) -> pseudo-continuum (..., n_pixels), float32; NaN far from any good pixel."""

@@ -20,26 +20,24 @@ from torch.utils.data import Dataset
 from .builders.grids import read_wavelength_grid
 from .builders.libraries import load_library
 from .calibration import sigma_factors
-from .collation import Interleaved, ObservedSpectra, Row, SyntheticSpectra
+from .collation import Interleaved, ObservedSpectra, Row, SyntheticSpectra, row_generator
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import draw_stars
 from .hub import attempt, check_dataset, explained
 from .labels import get_label
-from .loading import RowEncoder, numbers, stream_rows
+from .loading import RowEncoder, numbers, stream_encoded, stream_rows
 from .metrics import summarise_labels
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, Predicted, ask, rows_on_grid
+from .pretraining import Contexts, MixedRows
 from .recipe import StageArguments
 from .spectra import Spectrum
-from .synthesis.cannon import LABEL_NAMES
 from .synthesis.label_tie import LabelTie
 from .synthesis.observing import ObservingConditions
 from .synthesis.sampler import LabelSampler
+from .synthesis.surveys import Survey, SurveyConditions
 
 logger = logging.getLogger(__name__)
-
-N_HELD_OUT = 500
-"""Synthetic or streamed spectra by which a stage is judged; of a library, the stars of its validation split."""
 
 SIGMA_TO_FWHM = 2.354820
 """Of a Gaussian."""
@@ -182,6 +180,18 @@ def streamed_rows(
             "%d files over %d processes: stars of the processes with fewer files are seen more often",
             stream.num_shards, n_processes,
         )  # fmt: skip
+    if stage.beside is not None:
+        mixed = MixedRows(
+            extractor,
+            seed,
+            Contexts(**stage.contexts),
+            SurveyConditions(**stage.conditions),
+            stage.beside,
+            SurveyConditions(**stage.beside_conditions),
+            ObservingConditions(**stage.observing),
+            label_error=stage.synthetic_label_error,
+        )
+        return stream_encoded(stream, mixed, dataset.wavelength is not None, seed, stage.shuffle_buffer, batch_size=128)
     return stream_rows(
         stream,
         extractor,
@@ -202,7 +212,7 @@ def fit_to_dataset(extractor: SpectraFMFeatureExtractor, dataset: Streamed, n: i
         ValueError: Neither model nor dataset has a grid that all spectra share.
     """
     wavelength = dataset.wavelength
-    if extractor.pixel_width is None and wavelength is None:
+    if not extractor.has_grid and wavelength is None:
         raise ValueError(
             f"spectra of {dataset.name} bring their own pixels each, and so does this extractor: there is nothing to "
             "average over. Give `pixel_width` (Angstrom) under `extractor:`, or start from a parent."
@@ -213,7 +223,20 @@ def fit_to_dataset(extractor: SpectraFMFeatureExtractor, dataset: Streamed, n: i
         for row, (flux, bad_pixel) in enumerate(zip(columns["flux"], columns["bad_pixel"], strict=True))
     ]
     flux, good = np.stack([one.flux for one in placed]), np.stack([one.good for one in placed])
-    extractor.fit_flux_norms(flux, good, placed[0].wavelength if extractor.pixel_width is None else None)
+    if not extractor.has_grid:
+        extractor.fit_flux_norms(flux, good, placed[0].wavelength)
+    elif extractor.pixel_segments is None:
+        extractor.fit_flux_norms(flux, good)
+    else:
+        seen = good.any(axis=0)
+        extractor.fit_flux_norms(flux[:, seen], good[:, seen], extractor.wavelength_grid[seen])
+
+
+def fit_to_survey(extractor: SpectraFMFeatureExtractor, survey: Survey, seed: int, n: int = 2000) -> None:
+    """Mean and spread of the survey's pixels from `n` synthetic spectra without noise, in place."""
+    generators = [row_generator(seed, number) for number in range(n)]
+    flux = np.clip(survey.synthesizer(np.stack([survey.draw(rng) for rng in generators])), 0.0, 1.1)
+    extractor.fit_flux_norms(flux, np.ones(flux.shape, dtype=bool), survey.wavelength)
 
 
 # ---------------------------------------------------------------- what a stage is judged by
@@ -255,14 +278,15 @@ def held_out(stage: StageArguments, dataset: Streamed | None, extractor: Spectra
     where = f"{low:.0f}-{high:.0f} vacuum Angstrom"
     if stage.data == "synthetic":
         # Of the stage's own window and noise, but whole: a draw of contexts would judge the draw.
-        made = SyntheticSpectra(extractor, N_HELD_OUT, seed=HELD_OUT_SEED, window=stage.window, **synthesis(stage))
-        labels, flux, good, _ = made.synthesize(range(len(made)))
-        columns = [LABEL_NAMES.index(name) for name in extractor.label_names]
+        made = SyntheticSpectra(
+            extractor, stage.n_held_out, seed=HELD_OUT_SEED, window=stage.window, **synthesis(stage)
+        )
+        labels, flux, good = made.on_grid(range(len(made)))
         return HeldOut(
             f"{len(flux)} synthetic stars it has not seen, observed as in training, {where}",
             [str(number) for number in range(len(flux))],
-            rows_on_grid(extractor, flux, good & extractor.inside(low, high)),
-            labels[:, columns],
+            rows_on_grid(extractor, flux, good),
+            made.known(labels),
             None,
         )
     if dataset is None:
@@ -270,7 +294,7 @@ def held_out(stage: StageArguments, dataset: Streamed | None, extractor: Spectra
         what = f"{len(stars.flux)} stars of the validation split of MILES, {where}"
         rows = rows_on_grid(extractor, stars.flux, stars.good)
         return HeldOut(what, stars.star_ids, rows, stars.labels, stars.label_errors)
-    told = dataset.first("validation", N_HELD_OUT)
+    told = dataset.first("validation", stage.n_held_out)
     made_rows = RowEncoder(extractor, dataset.wavelength, window=stage.window, learned=stage.labels)(
         told, range(len(told["object_id"]))
     )
@@ -318,7 +342,10 @@ def judge(
     if calibrate:
         half, rest = judged_by.halves()
         kept = extractor.sigma_factors
-        extractor.sigma_factors = {}
+        extractor.sigma_factors, extractor.recalibration = (
+            {},
+            None,
+        )  # factors of this stage are on the bare network's sigma
         own = Predicted.of(extractor, mean[half], log_var[half], features[half])
         errors = None if judged_by.errors is None else judged_by.errors[half]
         of_all = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)

@@ -41,12 +41,14 @@ from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot import solve_readout
 from .hub import PUSHED_FILE, HubError, fetch, load_pretrained, read_pushed, revision_of
 from .modeling_spectrafm import SpectraFMForLabelPrediction
+from .optimisation import MuonAndAdamW
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
 from .stage_data import (
     Streamed,
     choose_stars,
     fit_to_dataset,
+    fit_to_survey,
     held_out,
     judge,
     observed_rows,
@@ -57,12 +59,16 @@ from .stage_data import (
     told_as,
     training_facts,
 )
+from .synthesis.cannon import LABEL_NAMES as CANNON_LABELS
 from .synthesis.label_tie import LabelTie
+from .synthesis.surveys import SURVEYS
 from .tracking import Throughput, ValidationScatter, run_name, track
 
 logger = logging.getLogger(__name__)
 
 DONE_FILE, TIE_FILE, BEGUN_FILE, RESULTS_FILE = "stage.json", "label_tie.json", "begun.json", "results.json"
+N_WATCHED = 500
+"""Held-out spectra looked at while a stage trains."""
 PACKAGES = (
     "spectrafm_hf", "transformers", "torch", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy",
 )  # fmt: skip
@@ -111,6 +117,8 @@ def new_extractor(stage: StageArguments, dataset: Streamed | None, seed: int) ->
     extractor = SpectraFMFeatureExtractor(stage.labels, wavelength_range=stage.window, **stage.extractor)
     if dataset is not None:
         fit_to_dataset(extractor, dataset)
+        if stage.beside is not None:
+            fit_to_survey(extractor, SURVEYS[stage.beside], seed)
         return extractor
     stars = SyntheticSpectra(extractor, 2000, seed=seed, **synthesis(stage))
     _, flux, _ = stars.unobserved(range(len(stars)))
@@ -212,6 +220,7 @@ def train(
     cpu_threads: int = 1,
     n_spectra: int | None = None,
     watching: Throughput | None = None,
+    optimizer: str = "adamw",
 ) -> list[dict[str, float]]:
     """Show every row once, or `n_spectra` of an endless stream, with a Hugging Face `Trainer`.
 
@@ -228,7 +237,7 @@ def train(
     training.label_names = ["labels", "label_errors"]
     trainer = Trainer(
         model=model, args=training, train_dataset=rows, data_collator=SpectrumCollator(extractor),
-        processing_class=extractor, callbacks=list(callbacks),
+        processing_class=extractor, callbacks=list(callbacks), optimizers=(muon(model, training, optimizer), None),
     )  # fmt: skip
     track(trainer, *([Throughput()] if watching is None else [watching]))
     trainer.remove_callback(ProgressCallback)
@@ -237,6 +246,14 @@ def train(
     with few_threads(cpu_threads):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer.state.log_history
+
+
+def muon(model: torch.nn.Module, training: TrainingArguments, optimizer: str) -> MuonAndAdamW | None:
+    """The optimiser of that name; None = the one that `Trainer` makes itself."""
+    if optimizer != "muon":
+        return None
+    betas = (training.adam_beta1, training.adam_beta2)
+    return MuonAndAdamW(model, training.learning_rate, training.weight_decay, betas, training.adam_epsilon)
 
 
 def leave_process_group() -> None:
@@ -290,13 +307,17 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
     judged_by = held_out(stage, dataset, extractor)
     n_steps = max(stage.n_spectra // spectra_per_step(training), 1)
     watching = ValidationScatter(
-        extractor, judged_by.rows, judged_by.labels, every=-(-n_steps // max(stage.validations, 1))
+        extractor,
+        judged_by.rows[:N_WATCHED],
+        judged_by.labels[:N_WATCHED],
+        every=-(-n_steps // max(stage.validations, 1)),
     )
     moving = choose_parameters(model, stage)
     with naming_a_full_disk(folder):
         history = train(
             moving, extractor, rows, training, stage.stage, last_checkpoint(folder),
             cpu_threads=stage.cpu_threads, n_spectra=stage.n_spectra, watching=watching if stage.validations else None,
+            optimizer=stage.optimizer,
         )  # fmt: skip
 
         if training.process_index == 0:
@@ -334,7 +355,7 @@ def rows_to_learn(
         ValueError: See `choose_stars`, `find_tie` and `stage_data.streamed_rows`.
     """
     if dataset is not None:
-        return streamed_rows(stage, dataset, extractor, training.seed, training.world_size), None, {}
+        return streamed_rows(stage, dataset, extractor, data_seed(training), training.world_size), None, {}
     if stage.data == "synthetic":
         rows: Dataset = SyntheticSpectra(
             extractor, stage.n_spectra, training.seed, context=stage.context, window=stage.window, learned=stage.labels,
@@ -348,6 +369,14 @@ def rows_to_learn(
     if stage.readout == "solve":
         facts["readout"] = solve_readouts(model, extractor, stars, learned, stage, training.seed)
     return observed_rows(stage, extractor, stars, learned, tie, training.seed), tie, facts
+
+
+def data_seed(training: TrainingArguments) -> int:
+    """Of an endless stream. With `ignore_data_skip` a stage goes on with other rows, and does not replay the old."""
+    checkpoint = last_checkpoint(Path(str(training.output_dir)))
+    if not training.ignore_data_skip or checkpoint is None:
+        return training.seed
+    return training.seed + int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 
 
 def begin(stage: StageArguments, training: TrainingArguments, again: bool) -> tuple[StageArguments, str, bool]:
@@ -485,8 +514,9 @@ def find_tie(
             raise ValueError(f"{stage.model}: {TIE_FILE} holds no label tie ({error!r}).") from error
     if stage.tie_labels == "fit":
         as_read = predict_on_grid(model, extractor, stars.flux, stars.good).mean
-        scale = extractor.label_center, extractor.label_scale
-        return LabelTie.fit(extractor.label_names, *scale, as_read, stars.labels)
+        columns = [extractor.label_names.index(name) for name in CANNON_LABELS]
+        scale = [extractor.label_center[c] for c in columns], [extractor.label_scale[c] for c in columns]
+        return LabelTie.fit(CANNON_LABELS, *scale, as_read[:, columns], stars.labels[:, columns])
     return None
 
 
@@ -501,7 +531,7 @@ def solve_readouts(
     """Solve the mean readout of each learned label on frozen features, in place; returns what was chosen."""
     answer = predict_on_grid(model, extractor, observed.flux, observed.good)
     anchors = SyntheticSpectra(extractor, stage.n_anchors, seed + 2, window=stage.window, **synthesis(stage))
-    _, flux, good, _ = anchors.synthesize(range(len(anchors)))
+    _, flux, good = anchors.on_grid(range(len(anchors)))
     anchor_features = predict_on_grid(model, extractor, flux, good).features
     chosen = {}
     for column, name in enumerate(extractor.label_names):

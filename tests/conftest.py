@@ -32,6 +32,13 @@ PATCH_SIZE = 16
 WINDOW = (5000.0, 5400.0)
 MAGNESIUM = {5168.76: 0.3, 5174.13: 0.5, 5185.05: 0.6}
 """The Mg b triplet: vacuum Angstrom (NIST) -> depth in the fake star."""
+SEGMENTS = [
+    ["wavelength", 3584.5, 1.0, 5504],
+    ["log10_wavelength", 4.180476, 6e-6, 3072],
+    ["log10_wavelength", 4.20051, 6e-6, 2560],
+    ["log10_wavelength", 4.217064, 6e-6, 2048],
+]
+"""Pixels of the model that ships: the optical, and the three detectors of APOGEE."""
 LABEL_CENTER, LABEL_SCALE = [5200.0, 3.0, -0.9], [850.0, 1.4, 0.8]
 ARCHITECTURE = {
     "hidden_size": 32,
@@ -62,6 +69,15 @@ def tiny_extractor(**changes):
     told = {"patch_size": PATCH_SIZE, "wavelength_range": WINDOW, "smoothing_length": 60.0}
     told |= {"label_center": LABEL_CENTER, "label_scale": LABEL_SCALE}
     return SpectraFMFeatureExtractor(**told | changes)
+
+
+def two_instruments():
+    """An extractor with the pixels of the model that ships, and its five labels."""
+    names = ["teff", "logg", "fe_h", "mg_fe", "o_fe"]
+    return SpectraFMFeatureExtractor(
+        names, [5000.0, 3.0, -0.6, 0.1, 0.1], [800.0, 1.3, 0.7, 0.1, 0.1], patch_size=128, pixel_width=None,
+        pixel_segments=SEGMENTS, wavelength_range=(3500.0, 17_000.0),
+    )  # fmt: skip
 
 
 def star_flux(wavelength, lines=MAGNESIUM, fwhm=2.5):
@@ -141,12 +157,12 @@ def fake_library():
 
 @pytest.fixture
 def use_fake_library(monkeypatch, fake_library):
-    """`load_library` gives the fake stars, to the stages and to the benchmark."""
+    """`load_library` gives the fake stars, to the stages and to the transfer."""
 
     def load(name, split=None, **kwargs):
         assert name == "miles"
         return fake_library if split is None else Library("miles", fake_library.split(split), fake_library.report)
 
     monkeypatch.setattr("spectrafm_hf.stage_data.load_library", load)
-    monkeypatch.setattr("spectrafm_hf.benchmark.load_library", load)
+    monkeypatch.setattr("spectrafm_hf.transfer.load_library", load)
     return fake_library

@@ -1,24 +1,55 @@
 """Baselines on a family of fake stars whose lines are known functions of Teff, log g and [Fe/H]."""
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.linear_model import Ridge as PlainRidge
 
-from spectrafm_hf.baselines import BASELINES, MIN_STARS, MLP, Cannon, CannonModel, Median, Ridge
+from spectrafm_hf.baselines import (
+    BASELINES,
+    MLP,
+    BoostedTrees,
+    Cannon,
+    CannonModel,
+    Median,
+    MLPPretraining,
+    PretrainedMLP,
+    Ridge,
+    _folds,
+)
+from spectrafm_hf.metrics import METHOD_NAMES
 
 N_PIXELS = 120
 ERRORS = np.array([100.0, 0.2, 0.02])
+WIDTHS = (64, 32, 16)
+SYNTHETIC_OFFSET = 0.3
+"""Synthetic minus catalogue [Fe/H], dex."""
 
 
 class SmallMLP(MLP):
     """The same training with a network that fits in a test."""
 
-    WIDTHS = (64, 32, 16)
-    LEARNING_RATE = 3e-3
+    WIDTHS = WIDTHS
+    WAYS = tuple(replace(way, learning_rate=3e-3) for way in MLP.WAYS)
 
 
-SMALL = BASELINES | {"mlp_scratch": SmallMLP}
+class FewTrees(BoostedTrees):
+    MAX_TREES = 200
+    SHRINKAGE = 0.1
+
+
+class SmallPretrainedMLP(PretrainedMLP):
+    WAYS = tuple(replace(way, learning_rate=1e-3) for way in PretrainedMLP.WAYS)
+
+    def __init__(self, pretraining=None):
+        super().__init__(pretraining or pretrained())
+
+
+SMALL = BASELINES | {"mlp_scratch": SmallMLP, "boosted_trees": FewTrees, "mlp_pretrained": SmallPretrainedMLP}
 
 
 def fake_stars(n_stars, seed, noise=0.002, fe_h_range=(-1.0, 0.5)):
@@ -39,6 +70,17 @@ def fake_stars(n_stars, seed, noise=0.002, fe_h_range=(-1.0, 0.5)):
     return labels, terms @ coefficients + noise * rng.normal(size=(n_stars, N_PIXELS))
 
 
+def draw_synthetic(rows):
+    """Fake stars of every metallicity, whose labels are on another scale than the catalogue's."""
+    labels, flux = fake_stars(len(rows), seed=1000 + rows.start, noise=0.01, fe_h_range=(-2.5, 0.5))
+    return flux, np.ones(flux.shape, dtype=bool), labels[:, 2] + SYNTHETIC_OFFSET
+
+
+@cache
+def pretrained():
+    return MLPPretraining.run(draw_synthetic, n_spectra=20_000, widths=WIDTHS)
+
+
 def fitted(name, labels, flux, seed=0):
     baseline = SMALL[name]()
     values, errors = (labels, np.tile(ERRORS, (len(labels), 1))) if baseline.also_needs else (labels[:, 2], None)
@@ -50,7 +92,10 @@ def predicted(baseline, flux):
     return baseline.predict(flux, np.ones(flux.shape, dtype=bool))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("ridge", 0.02), ("cannon", 0.02), ("mlp_scratch", 0.08)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("ridge", 0.02), ("cannon", 0.02), ("mlp_scratch", 0.08), ("boosted_trees", 0.08), ("mlp_pretrained", 0.08)],
+)
 def test_known_line_is_read(name, tolerance):
     labels, flux = fake_stars(100, seed=0)
     new_labels, new_flux = fake_stars(60, seed=1)
@@ -61,7 +106,7 @@ def test_known_line_is_read(name, tolerance):
     assert np.isfinite(sigma).all()
 
 
-@pytest.mark.parametrize("name", ["ridge", "cannon", "mlp_scratch"])
+@pytest.mark.parametrize("name", ["ridge", "cannon", "mlp_scratch", "boosted_trees", "mlp_pretrained"])
 def test_sigma_is_honest_inside_the_training_range(name):
     labels, flux = fake_stars(100, seed=2, noise=0.05)
     new_labels, new_flux = fake_stars(400, seed=3, noise=0.05)
@@ -201,8 +246,8 @@ def test_bad_input_is_refused():
         Median().fit(flux, good, values, errors, 0).predict(flux, empty)
     with pytest.raises(ValueError, match="1 good pixels have no finite flux"):
         Median().fit(np.where(np.arange(flux.size).reshape(flux.shape) == 7, np.nan, flux), good, values, errors, 0)
-    with pytest.raises(ValueError, match=f"at least {MIN_STARS} stars, got 5"):
-        Median().fit(flux[:5], good[:5], values[:5], errors[:5], 0)
+    with pytest.raises(ValueError, match=r"at least 4 stars \(cross-validation needs two folds of two\), got 3"):
+        Median().fit(flux[:3], good[:3], values[:3], errors[:3], 0)
     with pytest.raises(ValueError, match="default_error"):
         Ridge().fit(flux, good, values, np.zeros(40), 0)
     with pytest.raises(ValueError, match="default_error"):
@@ -215,4 +260,187 @@ def test_bad_input_is_refused():
 
 def test_paper_network_has_the_papers_shape():
     assert MLP.WIDTHS == (2048, 1280, 1024)
-    assert set(BASELINES) == {"mlp_scratch", "cannon", "ridge", "median"}
+    assert set(BASELINES) == {"mlp_scratch", "cannon", "boosted_trees", "ridge", "median"}
+    assert set(SMALL) <= set(METHOD_NAMES)
+
+
+# ---------------------------------------------------------------- few stars
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "cannon"])
+@pytest.mark.parametrize("n_stars", [4, 10])
+def test_few_stars_are_enough(name, n_stars):
+    labels, flux = fake_stars(n_stars, seed=15)
+    new_labels, new_flux = fake_stars(60, seed=16)
+    mean, sigma = predicted(fitted(name, labels, flux), new_flux)
+    assert np.isfinite(mean).all()
+    assert (sigma > 0).all()
+    if n_stars == 10 and name != "median":  # one line alone tells [Fe/H], so that ten stars beat no spectrum at all
+        nothing_known, _ = predicted(fitted("median", labels, flux), new_flux)
+        assert np.std(mean - new_labels[:, 2]) < 0.8 * np.std(nothing_known - new_labels[:, 2])
+
+
+def test_cannon_says_why_it_needs_more():
+    labels, flux = fake_stars(19, seed=17)
+    with pytest.raises(ValueError, match=r"at least 20 stars \(it has ten coefficients per pixel.*got 19"):
+        fitted("cannon", labels, flux)
+
+
+@pytest.mark.parametrize(("n_stars", "n_folds"), [(4, 2), (5, 2), (7, 3), (10, 5), (100, 5)])
+def test_each_star_is_left_out_once_and_with_another(n_stars, n_folds):
+    folds = _folds(n_stars, seed=0)
+    assert len(folds) == n_folds
+    assert sorted(np.concatenate([left_out for left_out, _ in folds])) == list(range(n_stars))
+    assert all(left_out.size >= 2 and not set(left_out) & set(kept) for left_out, kept in folds)
+
+
+@pytest.mark.parametrize("name", ["ridge", "boosted_trees", "mlp_scratch", "mlp_pretrained"])
+def test_nothing_is_learned_where_there_is_nothing_to_learn(name):
+    """Labels dealt out at random: sigma is their spread. Judged by stars they know, methods would think far better."""
+    labels, flux = fake_stars(60, seed=18)
+    labels[:, 2] = np.random.default_rng(18).permutation(labels[:, 2])
+    _, sigma = predicted(fitted(name, labels, flux), flux)
+    assert 0.9 < np.sqrt(np.mean(sigma**2)) / labels[:, 2].std() < 1.5
+
+
+# ---------------------------------------------------------------- boosted trees
+
+
+def test_trees_do_not_extrapolate():
+    labels, flux = fake_stars(100, seed=19)
+    _, poor_flux = fake_stars(40, seed=20, fe_h_range=(-2.5, -1.5))
+    mean, _ = predicted(fitted("boosted_trees", labels, flux), poor_flux)
+    assert mean.min() > labels[:, 2].min() - 0.1
+    assert np.median(mean) < np.quantile(labels[:, 2], 0.25)
+
+
+def test_a_step_needs_one_split_and_a_difference_of_signs_two():
+    """Stumps add up one pixel at a time, and cannot tell which of two pixels go together (exclusive or)."""
+    rng = np.random.default_rng(21)
+    flux = 1 + 0.1 * rng.normal(size=(200, 4))
+    high = flux > 1
+    step, exclusive_or = high[:, 0].astype(float), (high[:, 0] ^ high[:, 1]).astype(float)
+    good, errors = np.ones(flux.shape, dtype=bool), np.full(200, 0.02)
+    assert FewTrees().fit(flux, good, step, errors, 0).depth == 1
+    assert FewTrees().fit(flux, good, exclusive_or, errors, 0).depth > 1
+
+
+# ---------------------------------------------------------------- the pre-trained MLP
+
+
+@pytest.mark.parametrize(("n_stars", "largest_bias"), [(10, 0.15), (30, 0.15), (100, 0.5)])
+def test_pre_training_knows_metal_poor_stars(n_stars, largest_bias):
+    """Metal-rich ones alone teach the offset between the two label scales; from scratch, poor stars look rich.
+
+    The more of them, the farther they may pull it towards themselves.
+    """
+    labels, flux = fake_stars(n_stars, seed=22)
+    poor_labels, poor_flux = fake_stars(60, seed=23, fe_h_range=(-2.4, -1.6))
+    mean, _ = predicted(fitted("mlp_pretrained", labels, flux), poor_flux)
+    from_scratch, _ = predicted(fitted("mlp_scratch", labels, flux), poor_flux)
+    assert abs(np.mean(mean - poor_labels[:, 2])) < largest_bias
+    assert np.sqrt(np.mean((mean - poor_labels[:, 2]) ** 2)) < np.sqrt(np.mean((from_scratch - poor_labels[:, 2]) ** 2))
+
+
+def test_a_constant_is_the_least_it_learns():
+    labels, flux = fake_stars(12, seed=24)
+    new_flux = fake_stars(50, seed=25, fe_h_range=(-2.4, 0.4))[1]
+    method = SmallPretrainedMLP()
+    untrained = method._begin(method.WAYS[0], flux, labels[:, 2], np.full(12, 0.02), seed=0)
+    shift = untrained.predict(new_flux)[0] - asked(pretrained(), new_flux)
+    np.testing.assert_allclose(shift, shift.mean(), atol=1e-5)
+    assert untrained.predict(flux)[0].mean() == pytest.approx(labels[:, 2].mean(), abs=1e-5)
+    assert shift.mean() == pytest.approx(-SYNTHETIC_OFFSET, abs=0.05)
+
+
+def test_choices_are_in_order_of_their_distance_from_the_pre_trained_network():
+    """None better than another: the pre-trained network stays as it is."""
+    only_last_layer, all_layers = PretrainedMLP.WAYS
+    assert only_last_layer.only_last_layer
+    assert not all_layers.only_last_layer
+    assert only_last_layer.epochs[0] == 0
+    n_choices = len(only_last_layer.epochs) + len(all_layers.epochs)
+    squared = np.random.default_rng(0).chisquare(1, 20) * np.ones((n_choices, 1))
+    assert SmallPretrainedMLP()._choose(squared) == 0
+    squared[-1] *= 0.01  # all layers, most epochs: far better
+    assert SmallPretrainedMLP()._choose(squared) == n_choices - 1
+
+
+@pytest.mark.parametrize("way", PretrainedMLP.WAYS)
+def test_only_what_may_move_moves(way):
+    labels, flux = fake_stars(20, seed=26)
+    network = SmallPretrainedMLP()._begin(way, flux, labels[:, 2], np.full(20, 0.02), seed=0)
+    network.train(12)
+    moved = {
+        name
+        for name, tensor in network._averaged.module.state_dict().items()
+        if not torch.equal(tensor, pretrained().weights[name])
+    }
+    names = set(pretrained().weights)
+    assert moved == ({name for name in names if name.startswith("9.")} if way.only_last_layer else names)
+
+
+def test_pre_training_is_shared_and_stays_what_it_is(tmp_path):
+    before = {name: tensor.clone() for name, tensor in pretrained().weights.items()}
+    labels, flux = fake_stars(20, seed=27)
+    first = predicted(fitted("mlp_pretrained", labels, flux), flux)
+    assert all(torch.equal(before[name], tensor) for name, tensor in pretrained().weights.items())
+    pretrained().save(tmp_path / "pretraining.safetensors")
+    again = SmallPretrainedMLP(MLPPretraining.load(tmp_path / "pretraining.safetensors"))
+    again.fit(flux, np.ones(flux.shape, dtype=bool), labels[:, 2], np.full(20, ERRORS[2]), 0)
+    np.testing.assert_array_equal(predicted(again, flux), first)
+    assert [path.name for path in tmp_path.iterdir()] == ["pretraining.safetensors"]
+
+
+def test_pre_training_sees_each_row_once_and_depends_on_its_seed_alone():
+    rows = []
+
+    def draw(some):
+        rows.extend(some)
+        return draw_synthetic(some)
+
+    first = MLPPretraining.run(draw, n_spectra=3000, seed=1, widths=WIDTHS)
+    assert rows == list(range(3000))
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    same, other = (MLPPretraining.run(draw_synthetic, 3000, seed, WIDTHS) for seed in (1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(tensor, same.weights[name]) for name, tensor in first.weights.items())
+    assert not torch.equal(first.weights["0.weight"], other.weights["0.weight"])
+
+
+def test_pre_training_reads_unseen_synthetic_spectra():
+    flux, _, values = draw_synthetic(range(50_000, 50_500))
+    assert np.sqrt(np.mean((asked(pretrained(), flux) - values) ** 2)) < 0.1
+
+
+def test_pre_training_that_does_not_fit_is_refused(tmp_path):
+    labels, flux = fake_stars(20, seed=28)
+    with pytest.raises(ValueError, match="pre-trained on spectra of 120 pixels, got 119"):
+        fitted("mlp_pretrained", labels, flux[:, 1:])
+    with pytest.raises(ValueError, match="at least 2048 synthetic spectra, got 100"):
+        MLPPretraining.run(draw_synthetic, n_spectra=100)
+
+    def without_a_label(rows):
+        drawn, good, values = draw_synthetic(rows)
+        return drawn, good, np.where(np.arange(len(values)) == 3, np.nan, values)
+
+    with pytest.raises(
+        ValueError, match=r"one finite label for each of 2048 synthetic spectra.* 1 that are not finite"
+    ):
+        MLPPretraining.run(without_a_label, n_spectra=2048)
+    with pytest.raises(FileNotFoundError):
+        MLPPretraining.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "text.safetensors").write_text("no safetensors")
+    save_file({"scaling.centre": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("text", "other"):
+        with pytest.raises(ValueError, match=r"not written by MLPPretraining\.save"):
+            MLPPretraining.load(tmp_path / f"{name}.safetensors")
+
+
+def asked(pretraining, flux):
+    """What the pre-trained network itself says."""
+    layers, _ = pretraining.layers(dropout=0.0, seed=0)
+    with torch.no_grad():
+        answer = layers.eval()(pretraining.scaling.pixels(flux))[:, 0].double().numpy()
+    return pretraining.scaling.centre + pretraining.scaling.scale * answer

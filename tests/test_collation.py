@@ -6,7 +6,15 @@ import torch
 from conftest import LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, tiny_extractor
 from torch.utils.data import DataLoader, Dataset
 
-from spectrafm_hf.collation import Interleaved, ObservedSpectra, SpectrumCollator, SyntheticSpectra, draw_window
+from spectrafm_hf.collation import (
+    Interleaved,
+    ObservedSpectra,
+    SpectrumCollator,
+    SyntheticSpectra,
+    draw_window,
+    row_generator,
+)
+from spectrafm_hf.labels import MISSING_LABEL
 from spectrafm_hf.synthesis.observing import ObservingConditions
 from spectrafm_hf.synthesis.sampler import LabelSampler
 
@@ -145,9 +153,13 @@ def test_order_of_the_models_labels_is_kept():
     assert labels[:, 1].min() > 3000
 
 
-def test_labels_the_grid_does_not_know_are_refused():
+def test_labels_the_grid_does_not_know_are_missing_and_them_alone_it_refuses():
+    rows = SyntheticSpectra(tiny_extractor(label_names=["fe_h", "mg_fe", "teff"]), 20, seed=1).__getitems__(range(20))
+    labels = np.stack([row["labels"] for row in rows])
+    assert (labels[:, 1] == MISSING_LABEL).all()
+    assert (labels[:, [0, 2]] != MISSING_LABEL).all()
     with pytest.raises(ValueError, match=r"knows teff, logg, fe_h, but mg_fe was asked for"):
-        SyntheticSpectra(tiny_extractor(label_names=["fe_h", "mg_fe", "teff"]), 10, seed=1)
+        SyntheticSpectra(tiny_extractor(label_names=["mg_fe"], label_center=[0.0], label_scale=[1.0]), 10, seed=1)
 
 
 def test_sampler_decides_which_stars(extractor):
@@ -274,3 +286,8 @@ def test_number_of_workers_changes_nothing(extractor, synthetic):
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_neighbouring_seeds_of_any_size_give_other_numbers():
+    drawn = {row_generator(seed, 7).random() for seed in (0, 1, 2**63 + 5, 2**63 + 6, 2**64 - 1)}
+    assert len(drawn) == 5

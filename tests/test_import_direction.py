@@ -54,7 +54,7 @@ def test_the_package_is_found_and_read():
     assert {"labels", "modeling_spectrafm", "readers.miles", "synthesis.cannon"} <= set(MODULES)
     assert ours("feature_extraction_spectrafm") == {"labels", "spectra"}
     assert ours("synthesis.observing") == {"spectra"}
-    assert ours("benchmark") >= {"plots", "baselines", "builders.libraries"}
+    assert ours("transfer") >= {"plots", "baselines", "builders.libraries"}
     assert "numpy" in others("spectra")
 
 
@@ -70,6 +70,17 @@ def test_the_package_is_found_and_read():
         ("metrics", {"labels"}),
         ("plots", {"labels", "metrics"}),
         ("few_shot", {"spectra"}),
+        ("line_list", {"spectra"}),
+        ("explanation", {"labels", "line_list", "plots"}),
+        ("reconstruction", {"feature_extraction_spectrafm", "spectra", "synthesis.cannon"}),
+        ("applicability", {"feature_extraction_spectrafm", "labels", "reconstruction", "synthesis.cannon"}),
+        ("calibration", {"feature_extraction_spectrafm", "labels", "metrics"}),
+        ("optimisation", set()),
+        ("answers", set()),
+        (
+            "pretraining",
+            {"collation", "feature_extraction_spectrafm", "loading", "synthesis.observing", "synthesis.surveys"},
+        ),
     ],
 )
 def test_station_imports_only_what_lies_before_it(module, allowed):
@@ -113,8 +124,8 @@ def test_files_a_checkpoint_ships_stand_alone(module):
     assert not others(module) & heavy
 
 
-def test_nothing_imports_the_benchmark():
-    assert [name for name in MODULES if "benchmark" in ours(name)] == []
+def test_nothing_but_the_command_line_imports_transfer_and_benchmark():
+    assert {name for name in MODULES if {"transfer", "benchmark"} & ours(name)} <= {"cli"}
 
 
 def test_no_drawer_for_odds_and_ends():

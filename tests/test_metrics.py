@@ -8,11 +8,19 @@ import pytest
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import (
     BIN_EDGES,
+    HALF_WIDTHS,
     NOMINAL_COVERAGE,
+    auroc,
+    binomial_interval,
     bootstrap_rmse,
+    gaussian_crps,
+    reliability,
+    risk_coverage,
     stellar_label_metric,
     summarise,
     summarise_bins,
+    summarise_calibration,
+    summarise_intervals,
     summarise_subsets,
 )
 
@@ -149,3 +157,121 @@ def test_evaluate_face_says_the_same(stars):
     )
     assert same == summarise(FE_H, **stars)
     assert metric.compute(predictions=[0.1, 0.2], references=[0.0, 0.0])["coverage68"] is None
+
+
+# ---------------------------------------------------------------- intervals, scores, abstention
+
+
+@pytest.mark.parametrize(("residual", "sigma"), [(0.0, 1.0), (0.7, 0.3), (-2.0, 0.5), (30.0, 80.0)])
+def test_crps_is_the_integral_that_defines_it(residual, sigma):
+    """The squared distance between the predicted distribution function and the step at the truth, integrated."""
+    z = np.linspace(-40, 40, 8001) * sigma
+    distribution = np.array([0.5 * (1 + math.erf(x / sigma / math.sqrt(2))) for x in z])
+    step = z >= -residual  # the prediction lies at 0
+    integral = np.trapezoid((distribution - step) ** 2, z)
+    assert float(gaussian_crps(np.array(residual), np.array(sigma))) == pytest.approx(integral, rel=2e-2)
+
+
+def test_crps_of_certainty_is_the_absolute_error_and_honesty_scores_best():
+    residual = np.random.default_rng(0).normal(scale=0.2, size=20_000)
+    np.testing.assert_allclose(gaussian_crps(residual, np.full(residual.shape, 1e-9)), np.abs(residual), atol=1e-8)
+    mean = {sigma: gaussian_crps(residual, np.full(residual.shape, sigma)).mean() for sigma in (0.1, 0.2, 0.4)}
+    assert mean[0.2] == pytest.approx(0.2 / math.sqrt(math.pi), rel=0.02)
+    assert mean[0.2] < min(mean[0.1], mean[0.4])
+
+
+def test_intervals_say_what_summarise_says_and_more(stars):
+    figures, intervals = summarise(FE_H, **stars), summarise_intervals(FE_H, sigma95=stars["sigma"], **stars)
+    for interval, probability in NOMINAL_COVERAGE.items():
+        assert intervals[interval] == pytest.approx(figures[interval])
+        low, high = intervals[f"{interval}_interval"]
+        assert low < intervals[interval] < high
+        assert (high - low) / 2 == pytest.approx(math.sqrt(probability * (1 - probability) / figures["n"]), rel=0.02)
+        width = 2 * HALF_WIDTHS[interval] * stars["sigma"].mean()
+        assert intervals[interval.replace("coverage", "width")] == pytest.approx(width)
+    doubled = summarise_intervals(FE_H, sigma95=2 * stars["sigma"], **stars)
+    assert doubled["coverage68"] == intervals["coverage68"]
+    assert doubled["coverage95"] > intervals["coverage95"]
+
+
+def test_no_star_no_intervals():
+    nothing = summarise_intervals(FE_H, np.zeros(2), np.full(2, np.nan), np.ones(2), np.ones(2))
+    assert nothing.pop("n") == 0
+    assert set(nothing.values()) == {None}
+
+
+def test_a_binomial_interval_stays_in_bounds_and_holds_what_it_says():
+    assert binomial_interval(0, 10)[0] == 0.0
+    assert binomial_interval(10, 10) == pytest.approx((10 / 11, 1.0), abs=1e-3)  # Wilson: n / (n + z^2)
+    counts = np.random.default_rng(0).binomial(40, 0.68, 4000)
+    inside = [low <= 0.68 <= high for low, high in (binomial_interval(int(k), 40) for k in counts)]
+    assert np.mean(inside) == pytest.approx(0.68, abs=0.06)
+
+
+def test_reliability_of_the_honest_is_the_diagonal(stars):
+    probability = np.linspace(0.05, 0.99, 20)
+    residual, sigma = stars["predicted"] - stars["truth"], stars["sigma"]
+    share = reliability(residual, sigma, sigma, probability, stars["truth_err"])
+    np.testing.assert_allclose(share, probability, atol=4 * 0.5 / math.sqrt(residual.size))
+    wide = reliability(residual, sigma, 3 * sigma, probability, stars["truth_err"])
+    narrow = probability < NOMINAL_COVERAGE["coverage68"]
+    np.testing.assert_array_equal(wide[narrow], share[narrow])
+    assert (wide[~narrow] > share[~narrow]).all()
+
+
+def test_the_worst_bin_is_found(stars):
+    """Sigma is halved for the metal-poor: half a sigma holds 38 % of a Gaussian."""
+    few = {name: values[:6000] for name, values in stars.items()}
+    names, truth = ["fe_h"], few["truth"][:, None]
+    exact = np.full(truth.shape, 1e-9)
+    sigma = np.hypot(few["sigma"], few["truth_err"])[:, None]
+    honest = summarise_calibration(names, few["predicted"][:, None], truth, sigma, sigma, exact)
+    assert honest["coverage68"] == pytest.approx(0.6827, abs=0.02)
+    assert honest["worst_bin68"] == pytest.approx(0.6827, abs=0.06)
+    wrong = np.where((truth >= -2.0) & (truth < -1.5), 0.5, 1.0) * sigma
+    found = summarise_calibration(names, few["predicted"][:, None], truth, wrong, sigma, exact)
+    assert (found["worst_bin"]["by"], found["worst_bin"]["low"], found["worst_bin"]["high"]) == ("fe_h", -2.0, -1.5)
+    assert found["worst_bin68"] == pytest.approx(0.383, abs=0.05)
+    assert found["coverage95"] == honest["coverage95"]
+
+
+def test_bins_of_noise_are_seen_only_if_they_are_told(stars):
+    few = {name: values[:4000] for name, values in stars.items()}
+    truth, exact = few["truth"][:, None], np.full((4000, 1), 1e-9)
+    sigma, snr = np.hypot(few["sigma"], few["truth_err"])[:, None], np.repeat([30.0, 100.0], 2000)
+    wrong = np.where(snr[:, None] < 40, 0.5, 2.0) * sigma
+    told = summarise_calibration(["fe_h"], few["predicted"][:, None], truth, wrong, wrong, exact, snr)
+    assert told["worst_bin"]["by"] == "snr"
+    few_stars = summarise_calibration(["fe_h"], *(part[:100] for part in (truth, truth, wrong, wrong, exact)))
+    assert few_stars["worst_bin68"] is None  # no bin has enough
+
+
+def test_auroc_counts_pairs():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 9, 60).astype(float), rng.integers(3, 12, 50).astype(float)
+    pairs = (outside[:, None] > inside).mean() + 0.5 * (outside[:, None] == inside).mean()
+    assert auroc(inside, outside) == pytest.approx(pairs)
+    assert auroc(inside, np.full(5, np.inf)) == 1.0
+    assert auroc(inside, inside) == pytest.approx(0.5)
+    assert auroc(outside, inside) == pytest.approx(1 - auroc(inside, outside))
+
+
+@pytest.mark.parametrize(("inside", "outside"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0])])
+def test_auroc_needs_scores(inside, outside):
+    with pytest.raises(ValueError, match="scores of both kinds, none of them NaN"):
+        auroc(np.array(inside), np.array(outside))
+
+
+def test_risk_falls_if_the_score_knows_and_not_if_it_does_not():
+    rng = np.random.default_rng(0)
+    sigma = 10 ** rng.uniform(-2, 0, 5000)
+    residual = sigma * rng.normal(size=sigma.size)
+    answered, risk, area = risk_coverage(residual, sigma)
+    assert answered[-1] == 1
+    assert risk[-1] == pytest.approx(np.sqrt(np.mean(residual**2)))
+    assert risk[500] < 0.1 * risk[-1]
+    *_, best = risk_coverage(residual, np.abs(residual))
+    *_, blind = risk_coverage(residual, rng.random(sigma.size))
+    assert best < area < 0.5 * blind
+    with pytest.raises(ValueError, match="at least one star"):
+        risk_coverage(np.array([np.nan]), np.zeros(1))

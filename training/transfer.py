@@ -1,6 +1,7 @@
 """The main job: pre-train, fine-tune, fine-tune on 100 stars, compare, draw. `make transfer` calls this.
 
-    python training/transfer.py                       the three stages and all comparisons, into runs/transfer
+    python training/transfer.py                       from the pre-trained model that ships, into runs/transfer
+    python training/transfer.py --from scratch        pre-train first: the three stages, about ten minutes
     python training/transfer.py --seeds 5             five draws of the 100 stars
     python training/transfer.py --budget 0.01         a smoke test: 1 % of the spectra
 
@@ -19,6 +20,10 @@ from pathlib import Path
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of the run")
+    parser.add_argument(
+        "--from", dest="start", default="spectrafm-small",
+        help="pre-trained model: one that ships, a folder, a Hub repository; or `scratch` to pre-train one",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1, help="draws of the 100 stars")
     parser.add_argument("--recipes", type=Path, help="folder with your own recipes")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on every stage's number of spectra")
@@ -31,25 +36,26 @@ def main() -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # of saving and loading; the stages have bars of their own
-    from spectrafm_hf.benchmark import STAGE_NAMES, TransferPlan, results_table, run_transfer
     from spectrafm_hf.publishing import publish
     from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
+    from spectrafm_hf.transfer import TransferPlan, results_table, run_transfer
 
-    start = time.monotonic()
+    began = time.monotonic()
     try:
-        plan = TransferPlan(asked.output, asked.seeds, asked.recipes, asked.budget, asked.again)
+        start = None if asked.start == "scratch" else asked.start
+        plan = TransferPlan(asked.output, asked.seeds, asked.recipes, asked.budget, asked.again, start)
         results = run_transfer(plan)
         parent = None
-        for name in STAGE_NAMES if asked.push_to else ():
+        for name in plan.stage_names if asked.push_to else ():
             parent = publish(asked.output / name, asked.push_to, parent=parent)
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\n{results_table(results)}\n")
-    print(f"models   {asked.output}/1-synthetic, 2-observed, 3-few-shot")
+    print(f"models   {asked.output}/{', '.join(plan.stage_names)}")
     print(f"results  {asked.output}/results.json")
     print(f"figures  {asked.output}/figures/")
-    print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
 
 

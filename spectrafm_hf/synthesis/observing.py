@@ -6,6 +6,7 @@ errs alike. A network that sees each spectrum with different errors learns to le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,28 @@ def smooth_noise(rng: np.random.Generator, n_pixels: int, length: float) -> np.n
     return np.interp(position, np.arange(knots.size, dtype=np.float32), knots).astype(np.float32)
 
 
+def misjudge_lines(
+    flux: np.ndarray,
+    line_strength: float,
+    line_list: float,
+    lengths: tuple[float, float],
+    generators: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """Spectra (n_spectra, n_pixels) with wrong line depths, each in its own way: what theory does to all alike.
+
+    Args:
+        line_strength, line_list: See `ObservingConditions`.
+        lengths: Correlation length of the one and of the other, pixels.
+        generators: One per spectrum.
+    """
+    strength, depth = (
+        sigma * np.stack([smooth_noise(rng, flux.shape[1], length) for rng in generators])
+        for sigma, length in zip((line_strength, line_list), lengths, strict=True)
+    )
+    flux = 1 - (1 - flux) * np.exp(strength)
+    return flux + 3 * depth * np.clip(1 - flux, 0.1, 1)
+
+
 def observe(
     flux: np.ndarray,
     wavelength: np.ndarray,
@@ -90,8 +113,8 @@ def observe(
     wider = np.maximum(fwhm + amounts(conditions.fwhm), 0.7 * fwhm)
     flux = flux + 0.5 * (wider**2 - fwhm**2) * FWHM_TO_SIGMA**2 * curvature
     flux = flux - amounts(conditions.velocity) / SPEED_OF_LIGHT * wavelength.astype(np.float32) * slope
-    flux = 1 - (1 - flux) * np.exp(fields(conditions.line_strength, STRENGTH_LENGTH))
-    flux = flux + 3 * fields(conditions.line_list, LINE_LENGTH) * np.clip(1 - flux, 0.1, 1)
+    lengths = STRENGTH_LENGTH / step, LINE_LENGTH / step
+    flux = misjudge_lines(flux, conditions.line_strength, conditions.line_list, lengths, generators)
     flux = flux * (1 + fields(conditions.continuum_wiggle, WIGGLE_LENGTH))
 
     low, high = np.log(conditions.noise)

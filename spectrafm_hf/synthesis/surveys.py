@@ -114,6 +114,15 @@ def miles_synthesizer() -> CannonSynthesizer:
     return CannonSynthesizer(_MILES_WAVELENGTH, fwhm=float(np.median(_MILES_WAVELENGTH)) / _MILES_RESOLVING_POWER)
 
 
+OPTICAL_WAVELENGTH = 3584.5 + np.arange(5504.0)
+"""Pixels of 1 Angstrom, 3,584-9,088 vacuum Angstrom: what MILES, STELIB and LAMOST have in common."""
+_OPTICAL_FWHM = 2.0  # Angstrom; spectra are widened from there
+
+
+def optical_synthesizer() -> CannonSynthesizer:
+    return CannonSynthesizer(OPTICAL_WAVELENGTH, fwhm=_OPTICAL_FWHM)
+
+
 SURVEYS = {
     survey.name: survey
     for survey in (
@@ -136,6 +145,16 @@ SURVEYS = {
             segments=(slice(0, _MILES_WAVELENGTH.size),),
             draw=_ANYWHERE.draw,
             make_synthesizer=miles_synthesizer,
+        ),
+        Survey(
+            name="optical",
+            even_in="wavelength",
+            resolving_power=float(np.median(OPTICAL_WAVELENGTH)) / _OPTICAL_FWHM,
+            label_names=CannonSynthesizer.label_names,
+            wavelength=OPTICAL_WAVELENGTH,
+            segments=(slice(0, OPTICAL_WAVELENGTH.size),),
+            draw=_ANYWHERE.draw,
+            make_synthesizer=optical_synthesizer,
         ),
     )
 }

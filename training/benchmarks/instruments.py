@@ -37,13 +37,15 @@ from spectrafm_hf.collation import Interleaved, SpectrumCollator, SurveySpectra
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import MAD_TO_SIGMA
 from spectrafm_hf.stages import last_checkpoint, train
-from spectrafm_hf.synthesis.surveys import SURVEYS, SurveyConditions, observe_survey
+from spectrafm_hf.synthesis import surveys
+from spectrafm_hf.synthesis.surveys import SurveyConditions, observe_survey
 
 LABELS = ("teff", "logg", "fe_h", "mg_fe", "o_fe")
 GIVEN = ("teff", "logg", "fe_h", "bp_rp")
 PATCH_SIZE, CONTEXT = 64, 40
 RECIPE_FILE, DONE_FILE = "recipe.json", "learning_curve.json"
 EVALUATION_SEED = 1_000_003
+SURVEYS = {name: surveys.SURVEYS[name] for name in ("apogee", "miles")}
 PLAIN = SurveyConditions(wider=(1.0, 1.0), widened=0.0, unknown=0.0)
 RESOLVING_POWERS = (22_500.0, 15_000.0, 10_000.0, 6_000.0, 4_000.0, 2_700.0, 1_800.0)
 TOLD_ERRORS = {"teff": 50.0, "bp_rp": 0.03}

@@ -9,13 +9,13 @@ import yaml
 from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE
 from transformers import AutoFeatureExtractor, AutoModel
 
-from spectrafm_hf import benchmark
+from spectrafm_hf import transfer
+from spectrafm_hf.answers import load_answer, save_answer
 from spectrafm_hf.baselines import BASELINES, Median, Ridge
-from spectrafm_hf.benchmark import STAGE_NAMES, TransferPlan, check_test_stars, load_answer, run_transfer, save_answer
 from spectrafm_hf.builders.libraries import Library
 from spectrafm_hf.builders.selection import SelectionReport
-from spectrafm_hf.metrics import METHOD_NAMES
 from spectrafm_hf.recipe import read_recipe
+from spectrafm_hf.transfer import COMPARED, STAGE_NAMES, TransferPlan, check_test_stars, run_transfer
 
 ALWAYS = {
     "seed": 0,
@@ -57,13 +57,14 @@ RECIPES = {
     },
     "scratch": {**FEW, "stage": "transformer-scratch", "n_spectra": 200, "per_device_train_batch_size": 32},
 }
+METHODS = ("spectrafm", "spectrafm_zero_shot", "transformer_scratch", *COMPARED)
 FAST = BASELINES | {"mlp_scratch": Median, "cannon": Ridge}
 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch, use_fake_library):
     """A transfer on the fake library; the two slow baselines are played by fast ones."""
-    monkeypatch.setattr(benchmark, "BASELINES", FAST)
+    monkeypatch.setattr(transfer, "BASELINES", FAST)
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     for name, recipe in RECIPES.items():
@@ -87,7 +88,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
     assert {key: results[key] for key in ("seed", "n_train", "n_test", "n_test_metal_poor", "label", "unit")} == {
         "seed": 0, "n_train": 100, "n_test": len(test), "n_test_metal_poor": poor, "label": "fe_h", "unit": "dex",
     }  # fmt: skip
-    assert list(results["methods"]) == list(METHOD_NAMES)
+    assert list(results["methods"]) == list(METHODS)
     for name, subsets in results["methods"].items():
         assert set(subsets) >= {"all", "metal_poor", "metal_rich"}, name
         assert (subsets["all"]["n"], subsets["metal_poor"]["n"]) == (len(test), poor)
@@ -120,7 +121,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
 
     # A second call repeats nothing.
     before = times(folder, ".safetensors", ".npz")
-    assert len(before) >= 3 + len(METHOD_NAMES)
+    assert len(before) >= 3 + len(METHODS)
     assert run_transfer(plan) == results
     assert times(folder, ".safetensors", ".npz") == before
     assert json.loads((folder / "results.json").read_text()) == results
@@ -132,7 +133,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
     assert [record["seed"] for record in two["seeds"]] == [0, 1]
     assert two["seeds"][0]["methods"] == results["methods"] == two["methods"]
     assert two["seeds"][1]["methods"]["ridge"] != two["seeds"][0]["methods"]["ridge"]
-    assert set(two["wins"]) == {name for name in METHOD_NAMES if not name.startswith("spectrafm")}
+    assert set(two["wins"]) == {name for name in METHODS if not name.startswith("spectrafm")}
     draws = [{name: m["metal_poor"]["rmse"] for name, m in record["methods"].items()} for record in two["seeds"]]
     assert two["wins"]["ridge"] == sum(rmse["spectrafm"] < rmse["ridge"] for rmse in draws)
 
@@ -145,7 +146,7 @@ def test_every_method_learns_from_the_same_stars_and_pixels(plan, monkeypatch, u
             seen[len(seen)] = (flux, good, values, errors)
             return super().fit(flux, good, values, errors, seed)
 
-    monkeypatch.setattr(benchmark, "BASELINES", dict.fromkeys(FAST, Spy))
+    monkeypatch.setattr(transfer, "BASELINES", dict.fromkeys(FAST, Spy))
     run_transfer(plan)
     assert len(seen) == len(FAST)
     flux, good, values, errors = seen[0]
@@ -212,7 +213,7 @@ def test_shipped_recipes_make_a_plan(tmp_path):
     plan = TransferPlan(tmp_path)
     for name in (*STAGE_NAMES, "scratch"):
         stage, _ = plan.recipe(name)
-        assert stage == read_recipe(benchmark.recipe_folder() / f"{name}.yaml")[0]
+        assert stage == read_recipe(transfer.recipe_folder() / f"{name}.yaml")[0]
 
 
 # ---------------------------------------------------------------- what is kept
@@ -231,5 +232,5 @@ def test_kept_answers_are_those_of_the_same_origin(tmp_path):
 
 def test_results_hold_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        benchmark.write_json(tmp_path / "results.json", {"rmse": float("nan")})
+        transfer.write_json(tmp_path / "results.json", {"rmse": float("nan")})
     assert not (tmp_path / "results.json").exists()

@@ -1,0 +1,240 @@
+"""One comparison: every method learns one label from the same N stars and pixels, and is asked about the same others.
+
+Draws of the N stars are numbered by seeds. A method sees its N stars and, if it is pre-trained, synthetic spectra; no
+choice is made by any other star. What a task consists of is written into a manifest, star by star.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+
+from ..baselines import BASELINES, Baseline
+from ..baselines import Ridge as RidgeBaseline
+from ..calibration import FEWEST_STARS, sigma_factor
+from ..feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from ..few_shot import draw_rows, solve_readout
+from ..labels import get_label
+from ..metrics import HALF_WIDTHS, NOMINAL_COVERAGE, known_errors, summarise_subsets
+from ..modeling_spectrafm import SpectraFMForLabelPrediction
+from ..prediction import Observed, Predicted, predict_on_grid
+from ..recipe import read_recipe, recipe_folder
+from ..scratch import transformer_from_scratch
+from .combined import choose_share, combine, nearness
+
+logger = logging.getLogger(__name__)
+
+SIZES = (10, 30, 100, 300)
+MAIN_SIZE = 100
+LABEL = "fe_h"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one method for all test stars, arrays (n_test,), unit of the label.
+
+    Attributes:
+        mean: The label.
+        sigma, sigma95: 1-sigma of the model alone, from its 68 % and from its 95 % interval.
+    """
+
+    mean: np.ndarray
+    sigma: np.ndarray
+    sigma95: np.ndarray
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned from which stars, and who is asked.
+
+    Attributes:
+        name: Of the protocol.
+        what: For people, one or two sentences.
+        model, extractor: The pre-trained network, frozen, as it is before the N stars.
+        pool: Stars that may be drawn.
+        test: Stars asked about.
+        anchors: Synthetic spectra in the same window, flux and good on the extractor's grid: they hold the readout.
+        fe_h_above: Stars of the pool with a lower [Fe/H] are never drawn, dex.
+        pretraining: Of the MLP that has seen synthetic spectra; None = there is none.
+    """
+
+    name: str
+    what: str
+    model: SpectraFMForLabelPrediction = field(repr=False)
+    extractor: SpectraFMFeatureExtractor = field(repr=False)
+    pool: Observed = field(repr=False)
+    test: Observed = field(repr=False)
+    anchors: tuple[np.ndarray, np.ndarray] = field(repr=False)
+    fe_h_above: float = -np.inf
+    pretraining: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if leaked := set(self.pool.star_ids) & set(self.test.star_ids):
+            raise ValueError(f"{self.name}: {len(leaked)} stars are to be learned from and asked about: {min(leaked)}.")
+
+    def column(self, label: str = LABEL) -> int:
+        return self.extractor.label_names.index(label)
+
+    @cached_property
+    def read(self) -> tuple[Predicted, Predicted, Predicted]:
+        """The frozen network's answers and features for pool, test and anchors."""
+        parts = (self.pool.flux, self.pool.good), (self.test.flux, self.test.good), self.anchors
+        pool, test, anchors = (predict_on_grid(self.model, self.extractor, *part) for part in parts)
+        return pool, test, anchors
+
+    @cached_property
+    def pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Continuum-normalised flux and good of the pool and of the test stars, on pixels that any star has."""
+        inside = self.pool.good.any(axis=0) & self.test.good.any(axis=0)
+        parts = [self.extractor.normalise(o.flux, o.good) for o in (self.pool, self.test)]
+        (pool, pool_good), (test, test_good) = ((flux[:, inside], good[:, inside]) for flux, good in parts)
+        return pool, pool_good, test, test_good
+
+    def draw(self, n_stars: int, seed: int) -> list[int]:
+        """Places in the pool of the N stars of a draw."""
+        return draw_rows(self.pool.star_ids, self.pool.labels[:, self.column()], n_stars, self.fe_h_above, seed)
+
+    def manifest(self, seeds: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+        """Names of all stars by their role, and a SHA-256 of each list (names sorted, one per line)."""
+        roles = {"test": self.test.star_ids, "pool": self.pool.star_ids}
+        for n_stars in sizes:
+            for seed in seeds:
+                roles[f"draw {seed} of {n_stars}"] = [self.pool.star_ids[row] for row in self.draw(n_stars, seed)]
+        return {
+            role: {"n": len(names), "sha256": sha256_of(names), "star_ids": sorted(names)}
+            for role, names in roles.items()
+        }
+
+
+def sha256_of(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- our ways
+
+
+def read_by_network(task: Task, rows: Sequence[int], label: str = LABEL) -> tuple[Answer, np.ndarray]:
+    """The frozen network with its readout solved anew; and its left-out answers for the N stars, (n_stars,)."""
+    column, label_scale = task.column(label), task.extractor.label_scale[task.column(label)]
+    pool, test, anchors = task.read
+    known = np.asarray(rows)[np.isfinite(task.pool.labels[rows, column])]
+    labels = task.pool.labels[known, column]
+    residual = (labels - pool.mean[known, column]) / label_scale
+    correction = solve_readout(pool.features[known, column], residual, anchors.features[:, column])
+    shift = correction.bias + test.features[:, column] @ correction.weight
+    mean = test.mean[:, column] + label_scale * shift
+    left_out = labels - label_scale * correction.left_out
+    return _with_sigma(task, known, mean, left_out, label), left_out
+
+
+def _with_sigma(task: Task, rows: np.ndarray, mean: np.ndarray, left_out: np.ndarray, label: str) -> Answer:
+    """The network's sigma, widened or narrowed so that the N stars, left out one by one, are inside as often as told.
+
+    Of fewer than 30 stars nothing is known of their tails: the network's own sigma stays.
+    """
+    column = task.column(label)
+    pool, test, _ = task.read
+    factors = [1.0, 1.0]
+    if rows.size >= FEWEST_STARS:
+        errors = known_errors(get_label(label), task.pool.label_errors[rows, column], np.ones(rows.size, dtype=bool))
+        residual = left_out - task.pool.labels[rows, column]
+        factors = [
+            sigma_factor(residual, sigma[rows, column], errors, probability, HALF_WIDTHS[interval])
+            for (interval, probability), sigma in zip(NOMINAL_COVERAGE.items(), (pool.sigma, pool.sigma95), strict=True)
+        ]
+    return Answer(mean, factors[0] * test.sigma[:, column], factors[1] * test.sigma95[:, column])
+
+
+def spectrafm(task: Task, rows: Sequence[int], seed: int) -> Answer:
+    return read_by_network(task, rows)[0]
+
+
+def spectrafm_zero_shot(task: Task, rows: Sequence[int], seed: int) -> Answer:
+    test, column = task.read[1], task.column()
+    return Answer(test.mean[:, column], test.sigma[:, column], test.sigma95[:, column])
+
+
+def spectrafm_combined(task: Task, rows: Sequence[int], seed: int) -> Answer:
+    """The network, and ridge regression where the network sees a star among the N (`combined`)."""
+    network, left_out = read_by_network(task, rows)
+    pool, pool_good, test, test_good = task.pixels
+    labels = task.pool.labels[rows, task.column()]
+    seen = np.where(pool_good, pool, 1.0)[rows]
+    alpha = RidgeCV(RidgeBaseline.ALPHAS, scoring="neg_mean_squared_error").fit(seen, labels).alpha_
+    folds = KFold(min(10, len(rows)), shuffle=True, random_state=seed)
+    linear_left_out = cross_val_predict(Ridge(alpha), seen, labels, cv=folds)
+    linear = Ridge(alpha).fit(seen, labels).predict(np.where(test_good, test, 1.0))
+    share = choose_share(left_out, linear_left_out, labels)
+    mean = combine(network.mean, linear, nearness(network.mean, labels), share)
+    both_left_out = combine(left_out, linear_left_out, nearness(left_out, labels), share)
+    return _with_sigma(task, np.asarray(rows), mean, both_left_out, LABEL)
+
+
+# ---------------------------------------------------------------- what they must beat
+
+
+def baseline(make: Callable[[], Baseline]) -> Callable[[Task, Sequence[int], int], Answer]:
+    """A baseline as a method of a task."""
+
+    def answer(task: Task, rows: Sequence[int], seed: int) -> Answer:
+        method = make()
+        columns = [task.column(name) for name in (*method.also_needs, LABEL)]
+        labels = [get_label(task.extractor.label_names[column]) for column in columns]
+        values, published = task.pool.labels[rows][:, columns], task.pool.label_errors[rows][:, columns]
+        every = np.ones(len(rows), dtype=bool)
+        errors = np.column_stack([known_errors(lb, err, every) for lb, err in zip(labels, published.T, strict=True)])
+        if len(columns) == 1:
+            values, errors = values[:, 0], errors[:, 0]
+        pool, pool_good, test, test_good = task.pixels
+        method.fit(pool[rows], pool_good[rows], values, errors, seed)
+        mean, sigma = method.predict(test, test_good)
+        return Answer(mean, sigma, sigma)
+
+    return answer
+
+
+def transformer_scratch(task: Task, rows: Sequence[int], seed: int) -> Answer:
+    """Our network from random weights; as many showings of each star as the recipe has for a hundred."""
+    recipe = recipe_folder() / "scratch.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        stage, training = read_recipe(recipe, seed=seed, output_dir=folder, report_to="none", disable_tqdm=True)
+        stage = replace(stage, n_spectra=stage.n_spectra * len(rows) // (stage.n_stars or MAIN_SIZE))
+        parts = task.model.config, task.pool.chosen(rows), task.test
+        mean, sigma = transformer_from_scratch(stage, training, task.extractor, *parts)
+    return Answer(mean, sigma, sigma)
+
+
+OURS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
+    "spectrafm": spectrafm,
+    "spectrafm_combined": spectrafm_combined,
+    "spectrafm_zero_shot": spectrafm_zero_shot,
+}
+METHODS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
+    **OURS,
+    "transformer_scratch": transformer_scratch,
+    **{name: baseline(make) for name, make in BASELINES.items()},
+}
+
+
+ALL_SEEDS_EVERYWHERE = 3
+"""Methods of `SLOW` have so many seeds where N is not the main size."""
+
+SLOW = ("transformer_scratch",)
+
+
+def figures(task: Task, answer: Answer) -> dict[str, Any]:
+    """`all`, `metal_poor` and `metal_rich` -> figures of `metrics.summarise`; 95 % from its own interval."""
+    column = task.column()
+    truth, errors, label = task.test.labels[:, column], task.test.label_errors[:, column], get_label(LABEL)
+    told = summarise_subsets(label, answer.mean, truth, truth, answer.sigma, errors)
+    wide = summarise_subsets(label, answer.mean, truth, truth, answer.sigma95, errors)
+    return {subset: {**told[subset], "coverage95": wide[subset]["coverage95"]} for subset in told}

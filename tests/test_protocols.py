@@ -1,0 +1,207 @@
+"""Comparisons from few labels: nobody is both learned from and asked about, and what is combined keeps its promise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import tiny_extractor, tiny_model, two_instruments
+
+from spectrafm_hf.benchmark import BenchmarkPlan, coverage_interval, identity, mean_interval, run_benchmark, table
+from spectrafm_hf.metrics import binomial_interval
+from spectrafm_hf.prediction import Observed
+from spectrafm_hf.protocols.apogee_window import read_window_stars
+from spectrafm_hf.protocols.combined import choose_share, combine, nearness
+from spectrafm_hf.protocols.few_labels import METHODS, Answer, Task, figures, read_by_network, sha256_of
+from spectrafm_hf.protocols.synthetic_h_band import FEW_SHOT_PIXELS, FIRST_HALF, Nature
+from spectrafm_hf.spectra import apogee_wavelength
+from spectrafm_hf.synthesis.cannon import CannonSynthesizer
+from spectrafm_hf.synthesis.instrument import ApogeeConditions
+from spectrafm_hf.synthesis.sampler import LabelSampler
+
+
+def stars(extractor, n, seed, prefix, fe_h=(-2.5, 0.5)):
+    """Synthetic stars with a little noise, and their true labels with published errors of 0.05 dex."""
+    rng = np.random.default_rng(seed)
+    labels = np.stack([LabelSampler(fe_h=fe_h).draw(rng) for _ in range(n)])
+    flux = CannonSynthesizer(extractor.wavelength_grid, fwhm=2.5)(labels)
+    flux = (flux * (1 + 0.005 * rng.standard_normal(flux.shape))).astype(np.float32)
+    good = np.broadcast_to(extractor.in_range, flux.shape).copy()
+    errors = np.tile([50.0, 0.1, 0.05], (n, 1))
+    return Observed([f"{prefix}{i:04d}" for i in range(n)], flux, good, labels, errors)
+
+
+@pytest.fixture(scope="module")
+def task():
+    extractor = tiny_extractor()
+    pool, test = stars(extractor, 150, 0, "pool-", (-1.0, 0.5)), stars(extractor, 80, 1, "test-")
+    anchors = stars(extractor, 100, 2, "anchor-")
+    return Task("trial", "A trial.", tiny_model(), extractor, pool, test, (anchors.flux, anchors.good), -1.0)
+
+
+# ---------------------------------------------------------------- no leaks
+
+
+def test_a_star_that_is_learned_from_and_asked_about_is_refused(task):
+    leaky = task.test.chosen(range(5))
+    leaky.star_ids[2] = "pool-0003"
+    with pytest.raises(ValueError, match="1 stars are to be learned from and asked about: pool-0003"):
+        Task("leaky", "", task.model, task.extractor, task.pool, leaky, task.anchors)
+
+
+def test_no_metal_poor_star_is_drawn_and_the_draw_hangs_on_the_seed_alone(task):
+    drawn = task.draw(30, 0)
+    assert len(set(drawn)) == 30
+    assert (task.pool.labels[drawn, 2] > -1).all()
+    assert drawn == task.draw(30, 0)
+    assert drawn != task.draw(30, 1)
+
+
+def test_no_method_hangs_on_the_labels_of_stars_that_were_not_drawn(task):
+    drawn = task.draw(40, 0)
+    labels = np.where(np.isin(np.arange(150), drawn)[:, None], task.pool.labels, 99.0)
+    pool = Observed(task.pool.star_ids, task.pool.flux, task.pool.good, labels, task.pool.label_errors)
+    blind = Task("trial", "", task.model, task.extractor, pool, task.test, task.anchors, -1.0)
+    for name in ("spectrafm", "spectrafm_combined", "ridge", "median"):
+        one, other = (METHODS[name](who, drawn, 0) for who in (task, blind))
+        np.testing.assert_array_equal(one.mean, other.mean, err_msg=name)
+        np.testing.assert_array_equal(one.sigma, other.sigma, err_msg=name)
+
+
+def test_the_manifest_names_every_star_and_its_sum_hangs_on_the_names_only(task):
+    told = task.manifest(range(2), (10, 30))
+    assert set(told) == {"test", "pool", *(f"draw {s} of {n}" for n in (10, 30) for s in (0, 1))}
+    assert set(told["draw 1 of 30"]["star_ids"]) <= set(told["pool"]["star_ids"])
+    assert told["test"]["sha256"] == sha256_of(list(reversed(task.test.star_ids)))
+    assert told["test"]["sha256"] != sha256_of(task.test.star_ids[1:])
+
+
+# ---------------------------------------------------------------- our ways
+
+
+def test_the_left_out_answer_of_a_star_does_not_hang_on_its_label(task):
+    drawn = np.array(task.draw(40, 0))
+    _, before = read_by_network(task, drawn)
+    labels = task.pool.labels.copy()
+    labels[drawn[7], 2] += 0.01
+    pool = Observed(task.pool.star_ids, task.pool.flux, task.pool.good, labels, task.pool.label_errors)
+    changed = Task("trial", "", task.model, task.extractor, pool, task.test, task.anchors, -1.0)
+    _, after = read_by_network(changed, drawn)
+    assert after[7] == pytest.approx(before[7], abs=1e-6)
+    assert np.abs(np.delete(after - before, 7)).max() > 1e-6  # the others learned from it
+
+
+def test_far_from_the_labelled_stars_the_network_alone_answers():
+    labels = np.linspace(-0.9, 0.4, 100)
+    network = np.array([-2.5, -1.8, 0.0, 0.3])
+    near = nearness(network, labels)
+    assert near[0] < 1e-3
+    assert near[3] > 0.99
+    combined = combine(network, np.full(4, 5.0), near, share=1.0)
+    assert combined[0] == pytest.approx(-2.5, abs=0.01)
+    assert combined[3] > 4.9
+
+
+def test_the_share_is_chosen_by_who_is_right_about_the_labelled_stars():
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(-0.9, 0.4, 200)
+    good, bad = labels + 0.05 * rng.standard_normal(200), labels + 0.4 * rng.standard_normal(200)
+    assert choose_share(bad, good, labels) > 0.7
+    assert choose_share(good, bad, labels) < 0.2
+    assert choose_share(good, good, labels) == 0.0  # what cannot be told apart is decided for the network
+
+
+def test_figures_tell_subsets_apart_and_95_percent_by_its_own_interval(task):
+    truth = task.test.labels[:, 2]
+    error = np.where(truth < -1, 0.5, 0.1)
+    told = figures(task, Answer(truth + error, np.full(80, 0.2), np.full(80, 10.0)))
+    assert told["metal_poor"]["rmse"] == pytest.approx(0.5)
+    assert told["metal_rich"]["rmse"] == pytest.approx(0.1)
+    assert told["metal_poor"]["coverage68"] == 0.0
+    assert told["all"]["coverage95"] == 1.0
+
+
+# ---------------------------------------------------------------- nature
+
+
+def test_in_nature_the_same_lines_err_in_every_star_and_theory_knows_none_of_it():
+    """Divided by what theory says of the same stars, nature shows one pattern: its own lines."""
+    extractor = two_instruments()
+    quiet = ApogeeConditions(
+        snr=(1e4, 1e4), vmacro=(3.0, 3.0), velocity=0.0, resolving_power=0.0, continuum=0.0, missing=0.0
+    )
+    nature, theory = (
+        Nature(strength, lines, (0.0, 0.0), quiet).stars(extractor, 40, 0.0, seed=1, prefix="n-")
+        for strength, lines in ((0.1, 0.02), (0.0, 0.0))
+    )
+    assert (nature.labels == theory.labels).all()
+    there = theory.good.all(axis=0)
+    ratio = np.log(nature.flux[:, there] / theory.flux[:, there])
+    alike = np.corrcoef(ratio)[np.triu_indices(40, 1)]
+    assert np.median(alike) > 0.6
+    assert ratio.std() > 0.005
+    assert nature.label_errors[0, 2] == 0.03
+
+
+def test_windows_are_those_of_the_paper():
+    wavelength = apogee_wavelength()
+    assert wavelength[FIRST_HALF][[0, -1]] == pytest.approx([15_152.2, 16_028.8], abs=1.5)
+    assert wavelength[FEW_SHOT_PIXELS].size == 512
+    assert wavelength[FEW_SHOT_PIXELS][[0, -1]] == pytest.approx([16_106, 16_220], abs=1.5)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_intervals():
+    low, high = mean_interval([0.30, 0.32, 0.34])
+    assert low < 0.32 < high
+    assert (high - low) / 2 == pytest.approx(4.303 * 0.02 / np.sqrt(3), rel=1e-3)  # Student's t, two degrees of freedom
+    assert mean_interval([0.3]) is None
+    assert coverage_interval(0.68, 100, 0.6827) == binomial_interval(68, 100, 0.95)
+
+
+def test_an_answer_is_known_by_network_stars_and_pixels(task):
+    assert identity(task) == identity(task)
+    other = Task("trial", "", tiny_model(seed=1), task.extractor, task.pool, task.test, task.anchors)
+    assert identity(other) != identity(task)
+
+
+def test_unknown_protocols_and_methods_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no protocol radio; there are paper_synthetic"):
+        BenchmarkPlan(tmp_path, protocols=("radio",))
+    with pytest.raises(ValueError, match="no method magic; there are spectrafm"):
+        BenchmarkPlan(tmp_path, methods=("magic",))
+
+
+def test_a_run_writes_its_schema_and_does_nothing_twice(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("spectrafm_hf.benchmark.optical_task", lambda *told: task)
+    monkeypatch.setattr("spectrafm_hf.benchmark.load_library", lambda name: None)
+    monkeypatch.setattr("spectrafm_hf.benchmark.shipped", lambda name: tmp_path)
+    monkeypatch.setattr("spectrafm_hf.benchmark.SIZES", (10, 100))
+    methods = ("spectrafm", "spectrafm_combined", "ridge", "cannon", "median")
+    plan = BenchmarkPlan(tmp_path, n_seeds=2, protocols=("optical", "apogee_window"), methods=methods, n_processes=2)
+    results = run_benchmark(plan)
+    told = results["protocols"]["optical"]
+    assert list(told["methods"]) == list(methods)
+    assert [record["seed"] for record in told["methods"]["ridge"]["per_seed"]] == [0, 1]
+    for subset in ("all", "metal_poor", "metal_rich"):
+        assert set(told["methods"]["ridge"][subset]) >= {"n", "rmse", "bias", "scatter", "coverage68", "coverage95"}
+    assert "20 stars" in told["by_n"]["10"]["cannon"]["left_out"]  # ten coefficients per pixel
+    assert "window-stars" in results["protocols"]["apogee_window"]["left_out"]
+    assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 10_000
+    assert "Ridge regression" in table(results)
+
+    def refuse(*told):
+        raise AssertionError("it was kept")
+
+    monkeypatch.setattr("spectrafm_hf.benchmark._answer", refuse)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / "predictions").glob("*.npz")}
+    again = run_benchmark(replace(plan, n_processes=1, methods=methods[:3]))
+    assert again["protocols"]["optical"]["methods"]["ridge"] == told["methods"]["ridge"]
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_window_stars_need_their_arrays(tmp_path):
+    np.savez(tmp_path / "stars.npz", wavelength=np.arange(3.0), flux=np.ones((2, 3)))
+    with pytest.raises(ValueError, match="lacks labels, label_names, apogee_id"):
+        read_window_stars(tmp_path / "stars.npz", ["teff"])
