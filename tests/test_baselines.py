@@ -38,7 +38,7 @@ class SmallMLP(MLP):
 
 
 class FewTrees(BoostedTrees):
-    MAX_TREES = 200
+    MAX_TREES = 100
     SHRINKAGE = 0.1
 
 
@@ -314,15 +314,20 @@ def test_trees_do_not_extrapolate():
     assert np.median(mean) < np.quantile(labels[:, 2], 0.25)
 
 
-def test_a_step_needs_one_split_and_a_difference_of_signs_two():
-    """Stumps add up one pixel at a time, and cannot tell which of two pixels go together (exclusive or)."""
+def test_depth_is_chosen_where_it_is_needed():
+    """Which of two pixels is high: stumps add up one pixel at a time, and cannot tell whether both go together."""
+
+    class Stumps(FewTrees):
+        DEPTHS = (1,)
+
     rng = np.random.default_rng(21)
     flux = 1 + 0.1 * rng.normal(size=(200, 4))
-    high = flux > 1
-    step, exclusive_or = high[:, 0].astype(float), (high[:, 0] ^ high[:, 1]).astype(float)
-    good, errors = np.ones(flux.shape, dtype=bool), np.full(200, 0.02)
-    assert FewTrees().fit(flux, good, step, errors, 0).depth == 1
-    assert FewTrees().fit(flux, good, exclusive_or, errors, 0).depth > 1
+    exclusive_or = ((flux[:, 0] > 1) ^ (flux[:, 1] > 1)).astype(float)
+    told = flux, np.ones(flux.shape, dtype=bool), exclusive_or, np.full(200, 0.02)
+    trees, stumps = FewTrees().fit(*told, 0), Stumps().fit(*told, 0)
+    assert trees.depth > 1
+    assert predicted(trees, flux)[1][0] < 0.6 * exclusive_or.std()
+    assert predicted(stumps, flux)[1][0] > 0.9 * exclusive_or.std()
 
 
 # ---------------------------------------------------------------- the pre-trained MLP

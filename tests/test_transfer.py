@@ -58,7 +58,7 @@ RECIPES = {
     "scratch": {**FEW, "stage": "transformer-scratch", "n_spectra": 200, "per_device_train_batch_size": 32},
 }
 METHODS = ("spectrafm", "spectrafm_zero_shot", "transformer_scratch", *COMPARED)
-FAST = BASELINES | {"mlp_scratch": Median, "cannon": Ridge}
+FAST = {name: BASELINES[name] for name in COMPARED} | {"mlp_scratch": Median, "cannon": Ridge}
 
 
 @pytest.fixture
