@@ -15,7 +15,7 @@ err on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from pathlib import Path
@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from .builders.parquet_layout import whole_file
 from .few_shot import strongest_within_one_error
-from .metrics import MAD_TO_SIGMA
+from .labels import get_label
+from .metrics import MAD_TO_SIGMA, known_errors
 
 MISSING_FLUX = 1.0
 """Flux of a missing pixel: the pseudo-continuum (the paper's choice for its MLP)."""
@@ -102,6 +103,26 @@ class Baseline(ABC):
         order = np.lexsort((spectra.sum(axis=1), values if n_labels == 1 else values[:, -1]))
         self._fit(spectra[order], values[order].astype(np.float64), errors[order].astype(np.float64), seed)
         return self
+
+    def told(
+        self, label_names: Sequence[str], label: str, labels: np.ndarray, label_errors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`values` and `errors` of `fit` from a table of labels: those the method also needs, then the one asked for.
+
+        Args:
+            label_names: Columns of the table.
+            label: What is asked for.
+            labels, label_errors: Shape (n_stars, n_labels), K and dex; an error that is not published counts as the
+                label's default.
+        """
+        names = (*self.also_needs, label)
+        columns = [list(label_names).index(name) for name in names]
+        every = np.ones(len(labels), dtype=bool)
+        errors = np.column_stack(
+            [known_errors(get_label(name), label_errors[:, c], every) for name, c in zip(names, columns, strict=True)]
+        )
+        values = labels[:, columns]
+        return (values, errors) if self.also_needs else (values[:, 0], errors[:, 0])
 
     def predict(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label of other stars.

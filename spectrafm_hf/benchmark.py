@@ -4,7 +4,6 @@
     optical              MILES in the red: 10 to 300 labelled stars
     across_instruments   trained on MILES, asked about STELIB
     apogee_window        real APOGEE giants through 100 pixels, where a file of them is given
-    trust                the shipped model itself: coverage, lines, spectra it should not be asked about
 
 What is finished is kept on disk: a second run does nothing twice, a killed one goes on. Which stars were learned from
 and asked about stands in manifest.json, with a SHA-256 of every list.
@@ -31,16 +30,16 @@ from .answers import load_answer, save_answer
 from .builders.libraries import load_library
 from .builders.parquet_layout import write_json
 from .builders.splits import Split
-from .checkpoints import is_shipped, shipped
+from .checkpoints import located
 from .labels import get_label
 from .metrics import METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
 from .plots import plot_benchmark
 from .protocols.apogee_window import apogee_window_task
 from .protocols.few_labels import (
-    ALL_SEEDS_EVERYWHERE,
     LABEL,
     MAIN_SIZE,
     METHODS,
+    SEEDS_OF_SLOW,
     SIZES,
     SLOW,
     Answer,
@@ -105,7 +104,7 @@ class BenchmarkPlan:
     @property
     def start(self) -> str:
         """The model's folder or repository."""
-        return str(shipped(self.model)) if is_shipped(self.model) else self.model
+        return located(self.model)
 
 
 def run_benchmark(plan: BenchmarkPlan) -> dict[str, Any]:
@@ -181,7 +180,7 @@ def jobs_of(plan: BenchmarkPlan, sizes: Sequence[int]) -> Iterator[Job]:
         for n_stars in sizes:
             n_seeds = plan.n_seeds
             if method in SLOW and n_stars != MAIN_SIZE:
-                n_seeds = min(n_seeds, ALL_SEEDS_EVERYWHERE)
+                n_seeds = min(n_seeds, SEEDS_OF_SLOW)
             yield from (Job(method, n_stars, seed) for seed in range(n_seeds))
 
 

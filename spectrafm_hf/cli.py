@@ -342,12 +342,12 @@ def explain(
     Example: `spectrafm explain spectrafm-small --output runs/explanation`
     """
     from .builders.parquet_layout import write_json
-    from .checkpoints import is_shipped, shipped
+    from .checkpoints import located
     from .explain import explain as ask
     from .hub import load_pretrained
     from .synthesis.surveys import SURVEYS
 
-    network, extractor = load_pretrained(str(shipped(model)) if is_shipped(model) else model)
+    network, extractor = load_pretrained(located(model))
     found = ask(network, extractor, SURVEYS[survey], n_stars=n_stars)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "explanation.json", found.to_dict())

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .builders.labelled_folder import FolderConfig
-from .checkpoints import is_shipped, shipped
+from .checkpoints import SHIPPED, located
 from .collation import Row
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .few_shot_candidates import (
@@ -140,7 +140,7 @@ def finetune(asked: KitArguments) -> Path:
     folder = asked.output
     check_writable(folder)
     check_output(folder)
-    parent = str(shipped()) if asked.model is None or is_shipped(asked.model) else asked.model
+    parent = located(asked.model or SHIPPED[0])
     revision = revision_of(parent, asked.revision)
     model, extractor = load_pretrained(parent, revision)
     check_readouts(parent, model)

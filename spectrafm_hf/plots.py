@@ -506,9 +506,7 @@ def plot_benchmark(results: Mapping[str, Any], path: str | Path) -> Figure:
         axes[0, 0].legend(fontsize=8)
         lines = axes[1, 0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
     return figure
 
 

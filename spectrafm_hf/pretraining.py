@@ -79,6 +79,22 @@ class Contexts:
         return shown, False
 
 
+def grid_columns(extractor: SpectraFMFeatureExtractor, survey: Survey) -> np.ndarray:
+    """Places of a survey's pixels on the model's grid, shape (n_pixels of the survey,).
+
+    Raises:
+        ValueError: The survey's pixels are not among the model's.
+    """
+    grid, wavelength = extractor.wavelength_grid, survey.wavelength
+    columns = np.clip(np.searchsorted(grid, wavelength - 1e-4), 0, grid.size - 1)
+    if np.abs(grid[columns] - wavelength).max() > 1e-3:
+        raise ValueError(
+            f"the pixels of the survey {survey.name} ({wavelength[0]:.2f} to {wavelength[-1]:.2f} vacuum Angstrom) are "
+            "not pixels of the model; give it pixel_segments that hold them."
+        )
+    return columns
+
+
 @dataclass(frozen=True)
 class Shower:
     """Spectra of one survey, as training shows them, on the model's grid.
@@ -100,14 +116,7 @@ class Shower:
     columns: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        grid, wavelength = self.extractor.wavelength_grid, self.survey.wavelength
-        columns = np.clip(np.searchsorted(grid, wavelength - 1e-4), 0, grid.size - 1)
-        if np.abs(grid[columns] - wavelength).max() > 1e-3:
-            raise ValueError(
-                f"the pixels of the survey {self.survey.name} ({wavelength[0]:.2f} to {wavelength[-1]:.2f} vacuum "
-                "Angstrom) are not pixels of the model; give it pixel_segments that hold them."
-            )
-        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "columns", grid_columns(self.extractor, self.survey))
 
     def rows(self, seen: Seen, labels: np.ndarray, generators: Sequence[np.random.Generator]) -> list[Row]:
         """Rows ready for the collator.

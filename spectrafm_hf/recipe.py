@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
-from .checkpoints import is_shipped, shipped
+from .checkpoints import located
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .pretraining import Contexts
@@ -238,8 +238,8 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path} must hold `key: value` lines, got {type(recipe).__name__}.")
     recipe |= changes
-    if is_shipped(recipe.get("model")):
-        recipe["model"] = str(shipped(recipe["model"]))
+    if isinstance(recipe.get("model"), str):
+        recipe["model"] = located(recipe["model"])
     check_keys(f"recipe {path.name}", recipe, _names(StageArguments) | _names(TrainingArguments))
     for key in ("max_steps", "num_train_epochs"):
         if key in recipe:

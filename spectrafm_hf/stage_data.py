@@ -342,10 +342,7 @@ def judge(
     if calibrate:
         half, rest = judged_by.halves()
         kept = extractor.sigma_factors
-        extractor.sigma_factors, extractor.recalibration = (
-            {},
-            None,
-        )  # factors of this stage are on the bare network's sigma
+        extractor.sigma_factors, extractor.recalibration = {}, None  # new factors are on the bare network's sigma
         own = Predicted.of(extractor, mean[half], log_var[half], features[half])
         errors = None if judged_by.errors is None else judged_by.errors[half]
         of_all = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)

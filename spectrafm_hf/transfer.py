@@ -30,7 +30,7 @@ from .answers import load_answer, save_answer
 from .baselines import BASELINES
 from .builders.libraries import Library, load_library
 from .builders.parquet_layout import write_json
-from .checkpoints import is_shipped, shipped
+from .checkpoints import located
 from .collation import SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -39,7 +39,6 @@ from .labels import get_label
 from .metrics import (
     METAL_POOR_BELOW,
     METHOD_NAMES,
-    known_errors,
     summarise_bins,
     summarise_labels,
     summarise_subsets,
@@ -121,7 +120,7 @@ def run_transfer(plan: TransferPlan) -> dict[str, Any]:
     logger.info("%s", library)
     check_test_stars(library, recipes["3-few-shot"][0], plan.n_seeds)
 
-    parent = plan.start if not is_shipped(plan.start) else str(shipped(str(plan.start)))
+    parent = None if plan.start is None else located(plan.start)
     for step, name in enumerate(plan.stage_names[:-1], start=2):
         stage, training = recipes[name]
         announce(step, n_steps, f"stage {name}: {stage.n_spectra:,} spectra")
@@ -231,14 +230,8 @@ def compare(
     def baseline(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         def answer() -> tuple[np.ndarray, np.ndarray]:
             method = BASELINES[name]()
-            columns = [extractor.label_names.index(label) for label in (*method.also_needs, LABEL)]
-            every = np.ones(len(learn.flux), dtype=bool)
-            labels = [(get_label(extractor.label_names[c]), learn.label_errors[:, c]) for c in columns]
-            errors = np.column_stack([known_errors(label, published, every) for label, published in labels])
-            values = learn.labels[:, columns]
-            if len(columns) == 1:
-                values, errors = values[:, 0], errors[:, 0]
-            method.fit(*learn_pixels, values, errors, training.seed)
+            values_and_errors = method.told(extractor.label_names, LABEL, learn.labels, learn.label_errors)
+            method.fit(*learn_pixels, *values_and_errors, training.seed)
             return method.predict(*test_pixels)
 
         return answer

@@ -176,7 +176,7 @@ def test_unknown_protocols_and_methods_are_refused(tmp_path):
 def test_a_run_writes_its_schema_and_does_nothing_twice(task, tmp_path, monkeypatch):
     monkeypatch.setattr("spectrafm_hf.benchmark.optical_task", lambda *told: task)
     monkeypatch.setattr("spectrafm_hf.benchmark.load_library", lambda name: None)
-    monkeypatch.setattr("spectrafm_hf.benchmark.shipped", lambda name: tmp_path)
+    monkeypatch.setattr("spectrafm_hf.benchmark.located", lambda name: str(tmp_path))
     monkeypatch.setattr("spectrafm_hf.benchmark.SIZES", (10, 100))
     methods = ("spectrafm", "spectrafm_combined", "ridge", "cannon", "median")
     plan = BenchmarkPlan(tmp_path, n_seeds=2, protocols=("optical", "apogee_window"), methods=methods, n_processes=2)

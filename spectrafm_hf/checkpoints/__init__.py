@@ -20,6 +20,12 @@ def shipped(name: str = "spectrafm-small") -> Path:
     return folder
 
 
-def is_shipped(name: str | None) -> bool:
-    """Whether a recipe or a command means a shipped checkpoint, and not a folder of that name beside it."""
-    return name in SHIPPED and not Path(str(name)).is_dir()
+def located(name: str) -> str:
+    """A model as recipes and commands name it -> the same, a shipped one as its folder.
+
+    A folder of that name beside it comes first.
+
+    Raises:
+        ValueError: See `shipped`.
+    """
+    return str(shipped(name)) if name in SHIPPED and not Path(name).is_dir() else name

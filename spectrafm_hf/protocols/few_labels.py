@@ -187,15 +187,10 @@ def baseline(make: Callable[[], Baseline]) -> Callable[[Task, Sequence[int], int
 
     def answer(task: Task, rows: Sequence[int], seed: int) -> Answer:
         method = make()
-        columns = [task.column(name) for name in (*method.also_needs, LABEL)]
-        labels = [get_label(task.extractor.label_names[column]) for column in columns]
-        values, published = task.pool.labels[rows][:, columns], task.pool.label_errors[rows][:, columns]
-        every = np.ones(len(rows), dtype=bool)
-        errors = np.column_stack([known_errors(lb, err, every) for lb, err in zip(labels, published.T, strict=True)])
-        if len(columns) == 1:
-            values, errors = values[:, 0], errors[:, 0]
+        stars = task.pool.chosen(rows)
         pool, pool_good, test, test_good = task.pixels
-        method.fit(pool[rows], pool_good[rows], values, errors, seed)
+        values_and_errors = method.told(task.extractor.label_names, LABEL, stars.labels, stars.label_errors)
+        method.fit(pool[rows], pool_good[rows], *values_and_errors, seed)
         mean, sigma = method.predict(test, test_good)
         return Answer(mean, sigma, sigma)
 
@@ -225,10 +220,8 @@ METHODS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
 }
 
 
-ALL_SEEDS_EVERYWHERE = 3
-"""Methods of `SLOW` have so many seeds where N is not the main size."""
-
-SLOW = ("transformer_scratch",)
+SLOW, SEEDS_OF_SLOW = ("transformer_scratch",), 3
+"""Methods that have only so many seeds where N is not the main size."""
 
 
 def figures(task: Task, answer: Answer) -> dict[str, Any]:

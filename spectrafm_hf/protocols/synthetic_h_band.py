@@ -19,7 +19,7 @@ from ..collation import Interleaved, ObservedSpectra
 from ..feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from ..hub import load_pretrained
 from ..prediction import Observed
-from ..pretraining import LINE_PIXELS, STRENGTH_PIXELS, Contexts, Shower, SyntheticRows, SyntheticStars
+from ..pretraining import LINE_PIXELS, STRENGTH_PIXELS, Contexts, Shower, SyntheticRows, SyntheticStars, grid_columns
 from ..spectra import apogee_wavelength
 from ..stages import last_checkpoint, train
 from ..synthesis.apogee import ApogeeSynthesizer
@@ -88,7 +88,7 @@ class Nature:
 
 def on_grid(extractor: SpectraFMFeatureExtractor, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spectra on the 7,514 APOGEE pixels -> on the extractor's grid, which holds them."""
-    columns = Shower(extractor, SURVEYS["apogee"], Contexts(), 1.0).columns
+    columns = grid_columns(extractor, SURVEYS["apogee"])
     shape = (len(flux), extractor.wavelength_grid.size)
     everywhere, usable = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
     everywhere[:, columns], usable[:, columns] = np.where(good, flux, 0.0), good
