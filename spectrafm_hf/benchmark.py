@@ -150,7 +150,7 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
             why = "needs a file of real window stars: --window-stars FILE.npz (see protocols/apogee_window.py)"
             logger.info("  left out: %s", why)
             return {"left_out": why, "methods": {}}, {}
-        task, sizes = apogee_window_task(plan.start, plan.window_stars), (MAIN_SIZE,)
+        task, sizes = apogee_window_task(plan.start, plan.window_stars, folder), (MAIN_SIZE,)
     elif name == "optical":
         split: Split = "validation" if plan.development else "test"
         task = optical_task(plan.start, folder / "2-observed", load_library("miles"), split)
@@ -215,7 +215,10 @@ def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Jo
             open_jobs.append(job)
         else:
             answers[job] = Answer(*kept)
-    _ = task.read, task.pixels  # once, before processes are forked
+    if open_jobs:
+        _ = task.read, task.pixels  # once, before processes are forked
+    if any(job.method == "mlp_pretrained" for job in open_jobs) and task.synthetic is not None:
+        _ = task.mlp
     _TASK[:] = [task]
     # The long ones first, so that no process is left alone with one at the end.
     open_jobs.sort(key=lambda job: (job.method not in SLOW, -job.n_stars))

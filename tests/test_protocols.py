@@ -12,7 +12,7 @@ from spectrafm_hf.prediction import Observed
 from spectrafm_hf.protocols.apogee_window import read_window_stars
 from spectrafm_hf.protocols.combined import choose_share, combine, nearness
 from spectrafm_hf.protocols.few_labels import METHODS, Answer, Task, figures, read_by_network, sha256_of
-from spectrafm_hf.protocols.synthetic_h_band import FEW_SHOT_PIXELS, FIRST_HALF, Nature
+from spectrafm_hf.protocols.synthetic_h_band import FEW_SHOT_PIXELS, FIRST_HALF, Nature, theory_stars
 from spectrafm_hf.spectra import apogee_wavelength
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
 from spectrafm_hf.synthesis.instrument import ApogeeConditions
@@ -118,6 +118,46 @@ def test_figures_tell_subsets_apart_and_95_percent_by_its_own_interval(task):
     assert told["metal_rich"]["rmse"] == pytest.approx(0.1)
     assert told["metal_poor"]["coverage68"] == 0.0
     assert told["all"]["coverage95"] == 1.0
+
+
+def test_the_pretrained_mlp_is_made_once_and_knows_metal_poor_stars_that_no_labelled_one_is(task, tmp_path):
+    def synthetic(rows):
+        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
+        return made.labels, made.flux, made.good
+
+    told = replace(task, synthetic=synthetic, folder=tmp_path, n_synthetic=4096)
+    rows, poor = told.draw(100, 0), task.test.labels[:, 2] < -1
+    answer = METHODS["mlp_pretrained"](told, rows, 0)
+    scratch = METHODS["mlp_scratch"](task, rows, 0)
+    error, error_of_scratch = (
+        np.sqrt(np.mean((found.mean - task.test.labels[:, 2])[poor] ** 2)) for found in (answer, scratch)
+    )
+    assert error < 0.7 * error_of_scratch
+    (kept,) = tmp_path.glob("mlp-*.safetensors")
+    written = kept.stat().st_mtime_ns
+    again = METHODS["mlp_pretrained"](replace(told), rows, 0)
+    np.testing.assert_array_equal(again.mean, answer.mean)
+    assert kept.stat().st_mtime_ns == written
+    assert replace(told, n_synthetic=2048).mlp is not None  # another pre-training, another file
+    assert len(list(tmp_path.glob("mlp-*.safetensors"))) == 2
+
+
+def test_a_task_without_synthetic_stars_says_so(task):
+    with pytest.raises(ValueError, match="trial has no synthetic stars"):
+        _ = task.mlp
+
+
+@pytest.mark.parametrize("ends", [(15_200.0, 15_400.0), (16_106.0, 16_220.0)])
+def test_synthetic_h_band_stars_are_those_of_theory_in_the_window(ends):
+    extractor = two_instruments()
+    labels, flux, good = theory_stars(extractor, np.array(ends))(range(5, 8))
+    again = theory_stars(extractor, np.array(ends))(range(7, 8))
+    assert labels.shape == (3, len(extractor.label_names))
+    assert np.isfinite(labels).all()
+    np.testing.assert_allclose(again[1][0], flux[2], atol=1e-5)  # row 7 is row 7
+    shown = extractor.wavelength_grid[good.any(axis=0)]
+    assert ends[0] - 1 < shown[0] < ends[0] + 1
+    assert ends[1] - 1 < shown[-1] < ends[1] + 1
 
 
 # ---------------------------------------------------------------- nature

@@ -14,7 +14,7 @@ from ..hub import load_pretrained
 from ..labels import LABELS
 from ..prediction import Observed
 from .few_labels import Task, sha256_of
-from .synthetic_h_band import nature_of_theory, only_wavelengths
+from .synthetic_h_band import nature_of_theory, only_wavelengths, theory_stars
 
 N_ANCHORS = 600
 NEEDED = ("wavelength", "flux", "labels", "label_names", "apogee_id")
@@ -38,10 +38,15 @@ def read_window_stars(path: Path, extractor_names: list[str]) -> tuple[list[str]
         return [str(star) for star in stored["apogee_id"]], stored["wavelength"], stored["flux"], labels
 
 
-def apogee_window_task(start: str, path: Path) -> Task:
+def apogee_window_task(start: str, path: Path, output: Path) -> Task:
     """A hundred stars of the file are learned from, the others asked about; no stage 2, since there is no more light.
 
     Half of the stars, by their names, are the pool.
+
+    Args:
+        start: Pre-trained model.
+        path: Of the stars.
+        output: Folder of what is made once.
 
     Raises:
         ValueError: See `read_window_stars`.
@@ -67,4 +72,6 @@ def apogee_window_task(start: str, path: Path) -> Task:
         pool=pool,
         test=test,
         anchors=(anchors.flux, anchors.good),
+        synthetic=theory_stars(extractor, wavelength[[0, -1]]),
+        folder=output,
     )

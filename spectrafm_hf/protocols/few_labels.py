@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 
-from ..baselines import BASELINES, Baseline
+from ..baselines import BASELINES, Baseline, MLPPretraining, PretrainedMLP
 from ..baselines import Ridge as RidgeBaseline
 from ..calibration import FEWEST_STARS, sigma_factor
 from ..feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -36,6 +37,11 @@ logger = logging.getLogger(__name__)
 SIZES = (10, 30, 100, 300)
 MAIN_SIZE = 100
 LABEL = "fe_h"
+N_SYNTHETIC = 60_000
+"""Spectra that the MLP is pre-trained on: each once. Twice as many changed nothing on MILES."""
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Synthetic stars: labels (n, n_labels), K and dex, NaN = not known; flux and good (n, n_pixels), extractor's grid."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,10 @@ class Task:
         test: Stars asked about.
         anchors: Synthetic spectra in the same window, flux and good on the extractor's grid: they hold the readout.
         fe_h_above: Stars of the pool with a lower [Fe/H] are never drawn, dex.
-        pretraining: Of the MLP that has seen synthetic spectra; None = there is none.
+        synthetic: Row numbers -> synthetic stars in the same window, for the MLP that is pre-trained on them; None =
+            there is none.
+        folder: Where that MLP is kept; None = nowhere.
+        n_synthetic: How many stars it sees.
     """
 
     name: str
@@ -75,7 +84,9 @@ class Task:
     test: Observed = field(repr=False)
     anchors: tuple[np.ndarray, np.ndarray] = field(repr=False)
     fe_h_above: float = -np.inf
-    pretraining: Any = field(default=None, repr=False)
+    synthetic: Callable[[range], Drawn] | None = field(default=None, repr=False)
+    folder: Path | None = field(default=None, repr=False)
+    n_synthetic: int = N_SYNTHETIC
 
     def __post_init__(self) -> None:
         if leaked := set(self.pool.star_ids) & set(self.test.star_ids):
@@ -94,10 +105,39 @@ class Task:
     @cached_property
     def pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Continuum-normalised flux and good of the pool and of the test stars, on pixels that any star has."""
+        return *self._normalised(self.pool.flux, self.pool.good), *self._normalised(self.test.flux, self.test.good)
+
+    def _normalised(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inside = self.pool.good.any(axis=0) & self.test.good.any(axis=0)
-        parts = [self.extractor.normalise(o.flux, o.good) for o in (self.pool, self.test)]
-        (pool, pool_good), (test, test_good) = ((flux[:, inside], good[:, inside]) for flux, good in parts)
-        return pool, pool_good, test, test_good
+        normalised, usable = self.extractor.normalise(flux, good)
+        return normalised[:, inside], usable[:, inside]
+
+    def draw_synthetic(self, rows: range) -> Drawn:
+        """Flux and good as `pixels` has them, and the label, of synthetic stars."""
+        assert self.synthetic is not None
+        labels, flux, good = self.synthetic(rows)
+        return *self._normalised(flux, good), labels[:, self.column()]
+
+    @cached_property
+    def mlp(self) -> MLPPretraining:
+        """The MLP before the N stars; trained if it is not there yet.
+
+        Raises:
+            ValueError: The task has no synthetic stars.
+        """
+        if self.synthetic is None:
+            raise ValueError(f"{self.name} has no synthetic stars to pre-train an MLP on.")
+        first = hashlib.sha256(str(self.n_synthetic).encode())
+        for part in self.draw_synthetic(range(64)):
+            first.update(np.ascontiguousarray(part).tobytes())
+        path = None if self.folder is None else self.folder / f"mlp-{first.hexdigest()[:16]}.safetensors"
+        if path is not None and path.is_file():
+            return MLPPretraining.load(path)
+        found = MLPPretraining.run(self.draw_synthetic, self.n_synthetic)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found.save(path)
+        return found
 
     def draw(self, n_stars: int, seed: int) -> list[int]:
         """Places in the pool of the N stars of a draw."""
@@ -182,19 +222,23 @@ def spectrafm_combined(task: Task, rows: Sequence[int], seed: int) -> Answer:
 # ---------------------------------------------------------------- what they must beat
 
 
+def fitted(method: Baseline, task: Task, rows: Sequence[int], seed: int) -> Answer:
+    stars = task.pool.chosen(rows)
+    pool, pool_good, test, test_good = task.pixels
+    values_and_errors = method.told(task.extractor.label_names, LABEL, stars.labels, stars.label_errors)
+    method.fit(pool[rows], pool_good[rows], *values_and_errors, seed)
+    mean, sigma = method.predict(test, test_good)
+    return Answer(mean, sigma, sigma)
+
+
 def baseline(make: Callable[[], Baseline]) -> Callable[[Task, Sequence[int], int], Answer]:
     """A baseline as a method of a task."""
+    return lambda task, rows, seed: fitted(make(), task, rows, seed)
 
-    def answer(task: Task, rows: Sequence[int], seed: int) -> Answer:
-        method = make()
-        stars = task.pool.chosen(rows)
-        pool, pool_good, test, test_good = task.pixels
-        values_and_errors = method.told(task.extractor.label_names, LABEL, stars.labels, stars.label_errors)
-        method.fit(pool[rows], pool_good[rows], *values_and_errors, seed)
-        mean, sigma = method.predict(test, test_good)
-        return Answer(mean, sigma, sigma)
 
-    return answer
+def mlp_pretrained(task: Task, rows: Sequence[int], seed: int) -> Answer:
+    """The MLP that has seen as many synthetic stars in this window as it can learn from, and then the N."""
+    return fitted(PretrainedMLP(task.mlp), task, rows, seed)
 
 
 def transformer_scratch(task: Task, rows: Sequence[int], seed: int) -> Answer:
@@ -216,6 +260,7 @@ OURS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
 METHODS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
     **OURS,
     "transformer_scratch": transformer_scratch,
+    "mlp_pretrained": mlp_pretrained,
     **{name: baseline(make) for name, make in BASELINES.items()},
 }
 

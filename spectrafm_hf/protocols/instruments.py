@@ -22,9 +22,11 @@ from ..labels import get_label
 from ..metrics import MAD_TO_SIGMA
 from ..modeling_spectrafm import SpectraFMForLabelPrediction
 from ..prediction import Observed, Predicted, predict_on_grid
+from ..recipe import read_recipe, recipe_folder
 from ..spectra import Spectrum
+from ..stage_data import synthesis
 from .few_labels import Task
-from .optical import ANCHOR_SEED, stage_2
+from .optical import ANCHOR_SEED, stage_2, synthetic_stars
 
 WINDOW = (3600.0, 7400.0)
 COMMON_LABELS = ("teff", "logg", "fe_h")
@@ -92,6 +94,7 @@ def across_instruments_task(start: str, output: Path, miles: Library, stelib: Li
         "pairs_zero_shot": compare_pairs(*load_pretrained(start), *both(common)),
     }
     asked = [star for star in stelib.spectra if split_of(star.star_id) != "train"]
+    few_shot, _ = read_recipe(recipe_folder() / "3-few-shot.yaml", model=start)
     anchors = SyntheticSpectra(extractor, 600, ANCHOR_SEED, window=WINDOW)
     _, flux, good = anchors.on_grid(range(len(anchors)))
     task = Task(
@@ -103,5 +106,7 @@ def across_instruments_task(start: str, output: Path, miles: Library, stelib: Li
         pool=Observed.from_spectra(miles.split("train"), extractor, WINDOW),
         test=Observed.from_spectra(asked, extractor, WINDOW),
         anchors=(flux, good),
+        synthetic=synthetic_stars(extractor, WINDOW, synthesis(few_shot)),
+        folder=output.parent,
     )
     return task, pairs

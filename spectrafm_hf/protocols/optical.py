@@ -6,19 +6,22 @@ job); the N stars of a draw have [Fe/H] > -1 and are seen from 5,800 to 7,400 An
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..builders.libraries import Library
 from ..builders.splits import Split
 from ..collation import SyntheticSpectra
+from ..feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from ..hub import load_pretrained
 from ..prediction import Observed
 from ..recipe import read_recipe, recipe_folder
 from ..stage_data import lowest_fe_h, synthesis
 from ..stages import run_stage
-from .few_labels import Task
+from .few_labels import N_SYNTHETIC, Drawn, Task
 
-ANCHOR_SEED = 2
+ANCHOR_SEED, MLP_SEED = 2, 3
 
 
 def stage_2(start: str, output: Path, window: tuple[float, float] | None = None) -> Path:
@@ -61,4 +64,19 @@ def optical_task(start: str, output: Path, library: Library, split: Split = "tes
         test=asked,
         anchors=(flux, good),
         fe_h_above=lowest_fe_h(few_shot),
+        synthetic=synthetic_stars(extractor, few_shot.window, synthesis(few_shot)),
+        folder=output.parent,
     )
+
+
+def synthetic_stars(
+    extractor: SpectraFMFeatureExtractor, window: Sequence[float], conditions: Mapping[str, Any]
+) -> Callable[[range], Drawn]:
+    """Synthetic optical stars in a window, as stage 1 of the main job sees them; for a task's `synthetic`."""
+    made = SyntheticSpectra(extractor, N_SYNTHETIC, MLP_SEED, window=window, **conditions)
+
+    def drawn(rows: range) -> Drawn:
+        labels, flux, good = made.on_grid(rows)
+        return made.known(labels), flux, good
+
+    return drawn

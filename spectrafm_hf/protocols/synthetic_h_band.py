@@ -9,25 +9,36 @@ real spectra in the first half of the band, and the last stage from N stars with
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import TrainingArguments, set_seed
 
-from ..collation import Interleaved, ObservedSpectra
+from ..baselines import MLPPretraining
+from ..collation import Interleaved, ObservedSpectra, row_generator
 from ..feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from ..hub import load_pretrained
 from ..prediction import Observed
-from ..pretraining import LINE_PIXELS, STRENGTH_PIXELS, Contexts, Shower, SyntheticRows, SyntheticStars, grid_columns
+from ..pretraining import (
+    LINE_PIXELS,
+    STRENGTH_PIXELS,
+    Contexts,
+    Shower,
+    SyntheticRows,
+    SyntheticStars,
+    grid_columns,
+    misjudge,
+)
 from ..spectra import apogee_wavelength
 from ..stages import last_checkpoint, train
 from ..synthesis.apogee import ApogeeSynthesizer
 from ..synthesis.dr17_sampler import Dr17LabelSampler
 from ..synthesis.instrument import ApogeeConditions, observe_apogee
 from ..synthesis.observing import ObservingConditions, misjudge_lines
-from ..synthesis.surveys import SURVEYS, SurveyConditions
-from .few_labels import Task
+from ..synthesis.surveys import SURVEYS, SurveyConditions, observe_survey
+from .few_labels import N_SYNTHETIC, Drawn, Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +50,7 @@ N_OBSERVED, N_POOL, N_TEST = 1500, 800, 2000
 
 N_SPECTRA, N_ANCHORS = 8000, 600
 NATURE_SEED = 20_411
+MLP_SEED = 3
 PUBLISHED_ERRORS = {"teff": 60.0, "logg": 0.08, "fe_h": 0.03, "mg_fe": 0.03, "o_fe": 0.04}
 """1-sigma of the labels of nature's catalogue, K and dex: as large as those of APOGEE DR19's pipeline."""
 
@@ -106,23 +118,62 @@ def only_wavelengths(extractor: SpectraFMFeatureExtractor, stars: Observed, ends
     return Observed(stars.star_ids, stars.flux, shown, stars.labels, stars.label_errors)
 
 
+THEORY = ObservingConditions(line_strength=0.3, line_list=0.06)
+THEORY_CONDITIONS = SurveyConditions(snr=(50.0, 500.0), widened=0.2, wider=(1.0, 3.0), continuum=0.01)
+"""What synthetic H-band stars are like in stage 2 of the network, and in the pre-training of the MLP."""
+
+
 def replay(extractor: SpectraFMFeatureExtractor, n_spectra: int, seed: int, contexts: Contexts) -> SyntheticRows:
     """Synthetic H-band stars as stage 1 saw them."""
     shower = Shower(extractor, SURVEYS["apogee"], contexts, label_error=0.03)
-    conditions = SurveyConditions(snr=(50.0, 500.0), widened=0.2, wider=(1.0, 3.0), continuum=0.01)
-    theory = ObservingConditions(line_strength=0.3, line_list=0.06)
-    return SyntheticRows(SyntheticStars(shower, conditions, theory), n_spectra, seed)
+    return SyntheticRows(SyntheticStars(shower, THEORY_CONDITIONS, THEORY), n_spectra, seed)
+
+
+def theory_stars(extractor: SpectraFMFeatureExtractor, ends: np.ndarray) -> Callable[[range], Drawn]:
+    """The same stars from `ends[0]` to `ends[1]`, vacuum Angstrom; for a task's `synthetic`."""
+    survey = SURVEYS["apogee"]
+    shown = extractor.inside(float(ends[0]) - 0.05, float(ends[1]) + 0.05)
+
+    def drawn(rows: range) -> Drawn:
+        generators = [row_generator(MLP_SEED, row) for row in rows]
+        stars = np.stack([survey.draw(rng) for rng in generators])
+        clean = misjudge(np.clip(survey.synthesizer(stars), 0.0, 1.1), THEORY, generators)
+        seen = observe_survey(clean, survey, THEORY_CONDITIONS, generators)
+        known = dict(zip(survey.label_names, stars.T, strict=True))
+        flux, good = on_grid(extractor, seen.flux, seen.good)
+        return np.column_stack([known[name] for name in extractor.label_names]), flux, good & shown
+
+    return drawn
 
 
 def stage_2(start: str, output: Path, nature: Nature, n_observed: int, n_spectra: int) -> Path:
     """The pre-trained model after nature's stars in the first half of the band; trained if it is not there yet."""
+
+    def stars(extractor: SpectraFMFeatureExtractor) -> Observed:
+        return only_pixels(extractor, nature.stars(extractor, n_observed, 0.05, seed=1, prefix="observed-"), FIRST_HALF)
+
+    return tune(start, output, stars, n_spectra, "paper_synthetic, stage 2")
+
+
+def tune(
+    start: str, output: Path, stars: Callable[[SpectraFMFeatureExtractor], Observed], n_spectra: int, name: str
+) -> Path:
+    """A pre-trained model after real stars, shown in turns with synthetic ones; trained if it is not there yet.
+
+    Args:
+        start: Pre-trained model.
+        output: Its folder afterwards.
+        stars: Extractor -> the stars, on its grid.
+        n_spectra: Shown in all, half of them real.
+        name: For people.
+    """
     if (output / "model.safetensors").is_file():
         return output
     set_seed(0)
     model, extractor = load_pretrained(start)
-    stars = only_pixels(extractor, nature.stars(extractor, n_observed, 0.05, seed=1, prefix="observed-"), FIRST_HALF)
+    seen = stars(extractor)
     real = ObservedSpectra(
-        extractor, stars.flux, stars.good, stars.labels, stars.label_errors, n_spectra, seed=0, noise=0.003,
+        extractor, seen.flux, seen.good, seen.labels, seen.label_errors, n_spectra, seed=0, noise=0.003,
         continuum_wiggle=0.01, missing_tokens=0.3,
     )  # fmt: skip
     rows = Interleaved(real, replay(extractor, n_spectra, 1, Contexts()), n_spectra)
@@ -132,7 +183,7 @@ def stage_2(start: str, output: Path, nature: Nature, n_observed: int, n_spectra
         report_to="none", bf16=True, use_cpu=True,
     )  # fmt: skip
     model.set_attn_implementation("eager")
-    train(model, extractor, rows, training, "paper_synthetic, stage 2", last_checkpoint(output))
+    train(model, extractor, rows, training, name, last_checkpoint(output))
     model.set_attn_implementation("sdpa")
     extractor.save_pretrained(output)
     model.save_pretrained(output)
@@ -167,6 +218,9 @@ def paper_synthetic_task(start: str, output: Path, budget: float = 1.0) -> Task:
         test=test,
         anchors=(anchors.flux, anchors.good),
         fe_h_above=-1.0,
+        synthetic=theory_stars(extractor, apogee_wavelength()[FEW_SHOT_PIXELS][[0, -1]]),
+        folder=output.parent,
+        n_synthetic=max(round(budget * N_SYNTHETIC), MLPPretraining.CHUNK),
     )
 
 
