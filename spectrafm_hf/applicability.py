@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .labels import get_label
@@ -72,8 +73,8 @@ IMPLAUSIBLE = 400.0
 Row = Mapping[str, np.ndarray]
 """A prepared spectrum, of `SpectraFMFeatureExtractor.tokenise`."""
 
-Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Of `prediction.ask`: mean and log-variance (n, n_labels), scaled; features (n, n_labels, d)."""
+Answers = Sequence[np.ndarray]
+"""Of `prediction.ask`: mean and log-variance (n, n_labels), scaled; features (n, n_labels, d); others are not used."""
 
 
 # ---------------------------------------------------------------- what is looked at
@@ -116,7 +117,7 @@ class Evidence:
     ) -> Evidence:
         """Of those `chosen` of all spectra, which lie in the range of the reconstruction."""
         rows, n_outside = [rows[number] for number in chosen], n_outside[chosen]
-        mean, log_var, features = (np.asarray(part, dtype=np.float64)[chosen] for part in answers)
+        mean, log_var, features = (np.asarray(part, dtype=np.float64)[chosen] for part in answers[:3])
         value = mean * extractor.label_scale + extractor.label_center
         return cls(
             n_good=np.array([int(row["attention_mask"].sum()) for row in rows]),
@@ -459,7 +460,7 @@ class Applicability:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def save(self, folder: str | Path) -> None:
-        """Write `applicability.safetensors` into a model's folder."""
+        """Write `applicability.safetensors` into a model's folder, whole or not at all."""
         arrays: dict[str, np.ndarray] = {}
         numbers = []
         for index, one in enumerate(self.ranges):
@@ -472,7 +473,10 @@ class Applicability:
             }
             numbers.append({n: v for n, v in told_of.items() if not isinstance(v, np.ndarray)})
         described = json.dumps({"label_names": self.label_names, "ranges": numbers})
-        save_file(arrays, Path(folder) / FILE_NAME, metadata={"applicability": described})
+        path = Path(folder) / FILE_NAME
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(save(arrays, metadata={"applicability": described}))
+        partial.replace(path)
 
     @classmethod
     def load(cls, folder: str | Path) -> Applicability:

@@ -4,6 +4,13 @@
     optical              MILES in the red: 10 to 300 labelled stars
     across_instruments   trained on MILES, asked about STELIB
     apogee_window        real APOGEE giants through 100 pixels, where a file of them is given
+    paper                the paper's own protocol, where APOGEE DR17 is given
+
+and of the model itself, see `protocols.evidence`:
+
+    calibration          do its intervals hold what they say, among unseen synthetic stars?
+    lines                does it read the right lines?
+    ood                  does it notice what it was not trained for?
 
 What is finished is kept on disk: a second run does nothing twice, a killed one goes on. Which stars were learned from
 and asked about stands in manifest.json, with a SHA-256 of every list.
@@ -35,6 +42,7 @@ from .labels import get_label
 from .metrics import METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
 from .plots import plot_benchmark
 from .protocols.apogee_window import apogee_window_task
+from .protocols.evidence import EVIDENCE, Evidence
 from .protocols.few_labels import (
     LABEL,
     MAIN_SIZE,
@@ -49,12 +57,15 @@ from .protocols.few_labels import (
 )
 from .protocols.instruments import across_instruments_task
 from .protocols.optical import optical_task
+from .protocols.paper import paper_task
 from .protocols.synthetic_h_band import paper_synthetic_task
 from .stages import few_threads
 
 logger = logging.getLogger(__name__)
 
-PROTOCOLS = ("paper_synthetic", "optical", "across_instruments", "apogee_window")
+PROTOCOLS = ("paper_synthetic", "optical", "across_instruments", "apogee_window", "paper")
+PARTS = (*PROTOCOLS, *EVIDENCE)
+"""Of a benchmark; each may be run alone."""
 SUBSETS = ("all", "metal_poor", "metal_rich")
 PAPER = {
     "source": "Koblischke & Bovy 2024, recomputed from its published predictions; RMSE of [Fe/H] in dex, 100 stars, "
@@ -73,9 +84,10 @@ class BenchmarkPlan:
         output: Folder of the run.
         model: Pre-trained model: one that ships, a folder or a Hub repository.
         n_seeds: Draws of the N stars, numbered from 0.
-        protocols: Names of `PROTOCOLS`.
+        protocols: Names of `PARTS`.
         methods: Names of `few_labels.METHODS`; None = all.
         window_stars: File of the protocol apogee_window; None = the protocol is left out, and says so.
+        dr17: Of the protocol paper: APOGEE DR17, see `protocols.paper`; None likewise.
         n_processes: Fits beside each other.
         budget: Factor on what is trained; below 1 for a trial.
         development: Ask about validation stars instead of test stars, while something is still being chosen.
@@ -84,15 +96,16 @@ class BenchmarkPlan:
     output: Path
     model: str = "spectrafm-small"
     n_seeds: int = 10
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = PARTS
     methods: tuple[str, ...] | None = None
     window_stars: Path | None = None
+    dr17: str | None = None
     n_processes: int = 2
     budget: float = 1.0
     development: bool = False
 
     def __post_init__(self) -> None:
-        for given, known, what in ((self.protocols, PROTOCOLS, "protocol"), (self.methods or (), METHODS, "method")):
+        for given, known, what in ((self.protocols, PARTS, "protocol"), (self.methods or (), METHODS, "method")):
             if unknown := [name for name in given if name not in known]:
                 raise ValueError(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}.")
         if self.n_seeds < 1 or self.n_processes < 1 or not self.budget > 0:
@@ -123,9 +136,12 @@ def run_benchmark(plan: BenchmarkPlan) -> dict[str, Any]:
     manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
     results.setdefault("protocols", {})
     with few_threads():
-        for number, protocol in enumerate(plan.protocols, start=1):
-            logger.info("\n[%d/%d] %s", number, len(plan.protocols), protocol)
-            results["protocols"][protocol], manifest[protocol] = run_protocol(plan, protocol)
+        for number, part in enumerate(plan.protocols, start=1):
+            logger.info("\n[%d/%d] %s", number, len(plan.protocols), part)
+            if part in EVIDENCE:
+                results[part] = Evidence(plan.start, plan.output, plan.budget).find(part, results.get(part))
+            else:
+                results["protocols"][part], manifest[part] = run_protocol(plan, part)
             results |= {
                 "model": Path(plan.start).name,
                 "label": LABEL,
@@ -157,6 +173,14 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
     elif name == "across_instruments":
         libraries = load_library("miles"), load_library("stelib")
         task, extra = across_instruments_task(plan.start, folder / "2-observed", *libraries)
+        sizes = (MAIN_SIZE,)
+    elif name == "paper":
+        if plan.dr17 is None or plan.development:
+            why = "needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (see protocols/paper.py)"
+            why = "the paper's split has no validation stars" if plan.development else why
+            logger.info("  left out: %s", why)
+            return {"left_out": why, "methods": {}}, {}
+        task = paper_task(plan.start, folder, plan.dr17, plan.budget, plan.n_processes)
         sizes = (MAIN_SIZE,)
     else:
         task = paper_synthetic_task(plan.start, folder / "2-observed", plan.budget)

@@ -44,8 +44,9 @@ less than half of what the network says is not believed."""
 FEWEST_FOR_REGRESSION = 3000
 """Fewer stars with a label do not tell how its errors depend on anything."""
 
-N_HIDDEN, N_STEPS, BATCH_SIZE, LEARNING_RATE = 32, 3000, 512, 1e-2
-"""Size of the small network of `recalibration`, and how it is fitted: 5 seconds."""
+N_HIDDEN, N_STEPS, BATCH_SIZE, LEARNING_RATE = 64, 2500, 1024, 5e-3
+"""Size of the small network of `recalibration`, and how it is fitted: 6 seconds. With 32 hidden units more of the rare
+stars are covered less than promised."""
 
 SET_ASIDE = 0.3
 """Share of the calibration stars that fix the last factor and take no part in the regression."""

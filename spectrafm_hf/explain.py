@@ -152,7 +152,7 @@ def predict_rows(
 ) -> np.ndarray:
     """Labels (n_rows, n_labels), K and dex, of rows of one length; contexts are combined by `combine_contexts`."""
     parts = list(deal(rows, extractor.patch_size, context))
-    mean, log_var, _ = ask(model, extractor, parts, batch_size)
+    mean, log_var, *_ = ask(model, extractor, parts, batch_size)
     shape = (len(rows), len(parts) // len(rows), -1)
     mean, log_var = (part.astype(float).reshape(shape).swapaxes(0, 1) for part in (mean, log_var))
     return combine_contexts(mean, log_var)[0] * extractor.label_scale + extractor.label_center

@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -619,8 +620,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         seen = good.any(axis=0)
         center = np.where(seen, np.round(center.astype(float), 4), DEFAULT_CENTER)
         spread = np.where(seen, np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4), DEFAULT_SPREAD)
-        if wavelength is not None and self.flux_wavelength and self.flux_center and self.flux_scale:
-            before = np.array([self.flux_wavelength, self.flux_center, self.flux_scale])
+        if wavelength is not None and self.flux_center and self.flux_scale:
+            before = np.array(self._norm_arrays())
             before = before[:, (before[0] < wavelength[0]) | (before[0] > wavelength[-1])]
             together = np.concatenate([before, np.stack([wavelength, center, spread])], axis=1)
             wavelength, center, spread = together[:, np.argsort(together[0])]
@@ -1038,5 +1039,19 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         return noise
 
     def to_dict(self) -> dict[str, Any]:
-        """What preprocessor_config.json holds: the parameters, without what is computed from them."""
-        return {key: value for key, value in super().to_dict().items() if key not in _CACHED}
+        """What preprocessor_config.json holds: the parameters, without what is computed from them.
+
+        Norms known at pixels of the grid alone are told on all of it, and `flux_wavelength`, the longest list, is not.
+        """
+        told = {key: value for key, value in super().to_dict().items() if key not in _CACHED}
+        if self.has_grid and self.flux_wavelength and np.isin(self.flux_wavelength, self.wavelength_grid).all():
+            center, scale = (
+                np.broadcast_to(norm, self.wavelength_grid.shape) for norm in self._norms(self.wavelength_grid)
+            )
+            told |= {"flux_wavelength": None, "flux_center": center.tolist(), "flux_scale": scale.tolist()}
+        return told
+
+    def to_json_string(self) -> str:
+        """The same as text, one parameter per line: a list of thousands of pixels is one line, too."""
+        told = json.loads(super().to_json_string())
+        return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in told.items()) + "\n}\n"

@@ -344,6 +344,6 @@ def read_frozen(
     wanted = np.where(np.isin(extractor.label_names, learned), stars.labels, np.nan)
     scaled = (wanted - np.array(extractor.label_center)) / np.array(extractor.label_scale)
     with few_threads():
-        mean, log_var, features = ask(model, extractor, stars.rows, 64)
+        mean, log_var, features, _ = ask(model, extractor, stars.rows, 64)
         seen = None if anchors is None else ask(model, extractor, anchors, 64)[2].astype(float)
     return FrozenModel(stars, scaled, mean.astype(float), log_var.astype(float), features.astype(float), seen)

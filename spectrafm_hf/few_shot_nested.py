@@ -22,8 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .builders.parquet_layout import whole_file
-from .calibration import FACTOR_LIMITS
+from .calibration import FACTOR_LIMITS, needed_factor
 from .few_shot_candidates import FROZEN, Answers, Candidate, FrozenModel, Training
+from .metrics import NOMINAL_COVERAGE
 
 Out = frozenset[int]
 """Folds left out."""
@@ -57,9 +58,11 @@ def simplest_within_one_error(squared: np.ndarray) -> int:
 
 
 def widening(residual: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> float:
-    r"""The factor c on sigma that makes the residuals of stars left out most likely.
+    r"""The factor c on sigma for which 68.27 % of the stars left out lie within one sigma.
 
-    .. math:: \min_c \sum_i \frac{r_i^2}{c^2 \sigma_i^2 + e_i^2} + \ln (c^2 \sigma_i^2 + e_i^2)
+    .. math:: |r_i| \le \sqrt{c^2 \sigma_i^2 + e_i^2}
+
+    A quantile and not a likelihood, so that one wrong label does not widen the intervals of all stars.
 
     Args:
         residual, sigma, error: Of each spectrum: predicted minus published, the network's 1-sigma, the published one;
@@ -70,9 +73,8 @@ def widening(residual: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> floa
     """
     if not residual.size:
         return 1.0
-    tried = np.geomspace(*FACTOR_LIMITS, 300)
-    variance = (tried[:, None] * sigma) ** 2 + error**2
-    return float(tried[np.argmin((residual**2 / variance + np.log(variance)).sum(axis=1))])
+    needed = needed_factor(residual, sigma, error, half_width=1.0)
+    return float(np.clip(np.quantile(needed, NOMINAL_COVERAGE["coverage68"]), *FACTOR_LIMITS))
 
 
 # ---------------------------------------------------------------- answers for stars left out

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .builders.parquet_layout import whole_file, write_json
@@ -22,21 +23,14 @@ from .few_shot_nested import Choice, LeftOut, Nested
 from .few_shot_stars import PIXELS_PER_FWHM, LabelledStars, assumed_sharpness
 from .labels import Label, get_label
 from .metrics import summarise_labels
-from .model_card import render_model_card
 from .plots import BLUE, GREY, ORANGE, STYLE, VERMILION
-from .publishing import card_facts
+from .publishing import card_facts, write_card
 from .stages import DONE_FILE, PACKAGES, RESULTS_FILE
 
 logger = logging.getLogger(__name__)
 
 FAR_OFF = 5.0
 """Robust sigmas from the others at which a star is named in the report."""
-
-FIGURES = {
-    "out_of_fold.png": "Predicted against published labels, each star by a model that knew nothing of it.",
-    "candidates.png": "Error of everything that was tried, in units of that of a constant offset.",
-}
-"""File in figures/ -> what it shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +39,8 @@ class Score:
 
     Attributes:
         rmse, error: Root mean square and its standard error.
-        gain: By how much the mean squared error is smaller than the unchanged model's, in its own standard errors.
+        gain: By how much the mean squared error is smaller than the other answers' it is compared with, in its own
+            standard errors.
     """
 
     rmse: float
@@ -53,10 +48,10 @@ class Score:
     gain: float
 
     @classmethod
-    def of(cls, squared: np.ndarray, unchanged: np.ndarray) -> Score:
-        """From squared errors of each star, shape (n_stars,); NaN is left out."""
+    def of(cls, squared: np.ndarray, other: np.ndarray) -> Score:
+        """From squared errors of each star and those of other answers, shape (n_stars,); NaN is left out."""
         known = np.isfinite(squared)
-        squared, better = squared[known], (unchanged - squared)[known]
+        squared, better = squared[known], (other - squared)[known]
         rmse, root = float(np.sqrt(squared.mean())), np.sqrt(squared.size)
         error = float(squared.std() / root / max(2 * rmse, 1e-12))
         return cls(rmse, error, float(better.mean() / max(better.std() / root, 1e-12)))
@@ -72,6 +67,7 @@ class Findings:
         labels, errors: Published, with their 1-sigma; NaN = missing, or not published.
         mean, sigma: By models that knew nothing of the star; sigma is the network's own, without factors.
         unchanged: By the parent, calibrated as it is.
+        offset: By the parent and a constant, learned from other stars.
         fold: Of each spectrum.
         kept_factors: Of the parent, see `calibration`.
         chosen: Candidate of each label at last.
@@ -87,6 +83,7 @@ class Findings:
     mean: np.ndarray
     sigma: np.ndarray
     unchanged: np.ndarray
+    offset: np.ndarray
     fold: np.ndarray
     kept_factors: dict[str, list[float]]
     chosen: list[Candidate]
@@ -110,6 +107,7 @@ class Findings:
             for method in left_out.judged_everywhere()
             for candidate, squared in zip(left_out.candidates[method], left_out.squared(method), strict=True)
         }
+        offset = left_out.in_turns("frozen", None).mean[FROZEN.index(Candidate("offset"))]
         return cls(
             stars=stars,
             learned=learned,
@@ -118,6 +116,7 @@ class Findings:
             mean=nested.mean[:, columns] * scale + center,
             sigma=np.exp(0.5 * nested.log_var[:, columns]) * scale,
             unchanged=np.stack([parent[name]["value"] for name in learned], axis=1),
+            offset=offset[:, columns] * scale + center,
             fold=left_out.fold,
             kept_factors=extractor.sigma_factors,
             chosen=named(nested.final),
@@ -129,10 +128,16 @@ class Findings:
             notes=notes,
         )
 
-    def scores(self, mean: np.ndarray) -> list[Score]:
-        """Of each label; with `self.mean` the honest ones, of the whole procedure."""
-        squared, unchanged = (self.stars.per_star((of - self.labels) ** 2).T for of in (mean, self.unchanged))
-        return [Score.of(*pair) for pair in zip(squared, unchanged, strict=True)]
+    def scores(self, mean: np.ndarray, other: np.ndarray | None = None) -> list[Score]:
+        """Of each label; with `self.mean` the honest ones, of the whole procedure.
+
+        Args:
+            mean, other: Answers to score, and those they are compared with (None = the parent's); shape (n_spectra,
+                n_learned), K and dex.
+        """
+        answers = mean, self.unchanged if other is None else other
+        squared, of_other = (self.stars.per_star((of - self.labels) ** 2).T for of in answers)
+        return [Score.of(*pair) for pair in zip(squared, of_other, strict=True)]
 
     # ------------------------------------------------------------ sigma
 
@@ -178,7 +183,7 @@ class Findings:
         return (
             f"Labels of {len(self.labels)} spectra of {self.stars.n_stars} labelled stars by nested cross-validation: "
             f"each of {n_folds} folds was answered by a model chosen, tuned and calibrated on the other "
-            f"{n_folds - 1}. The published model learned from all of them."
+            f"{n_folds - 1}. The model itself learned from all of them."
         )
 
     @property
@@ -214,8 +219,13 @@ class Findings:
 
 
 def written(label: Label, value: float, signed: bool = False) -> str:
-    """A number with its unit; 1 K and 0.001 dex are the last digits that mean anything."""
-    return f"{value:{'+' if signed else ''}.{0 if label.unit == 'K' else 3}f} {label.unit}"
+    """A number with its unit, e.g. `0.123 dex`."""
+    return f"{digits(label, value, signed)} {label.unit}"
+
+
+def digits(label: Label, value: float, signed: bool = False) -> str:
+    """A number; 1 K and 0.001 dex are the last digits that mean anything."""
+    return f"{value:{'+' if signed else ''}.{0 if label.unit == 'K' else 3}f}"
 
 
 # ---------------------------------------------------------------- the report
@@ -273,9 +283,10 @@ def _table_of_labels(found: Findings) -> str:
         label, told = get_label(name), figures[name]
         n_stars = len(np.unique(found.stars.star_ids[np.isfinite(found.labels[:, found.learned.index(name)])]))
         lines.append(
-            f"| {label.symbol} | {n_stars} | {written(label, before.rmse)} | **{written(label, score.rmse)}** ± "
-            f"{written(label, score.error)} | {written(label, told['bias'], signed=True)} | "
-            f"{written(label, told['scatter'])} | {told['coverage68']:.0%} | {told['coverage95']:.0%} | {chosen} |"
+            f"| {label.symbol} [{label.unit}] | {n_stars} | {digits(label, before.rmse)} | "
+            f"**{digits(label, score.rmse)}** ± {digits(label, score.error)} | "
+            f"{digits(label, told['bias'], signed=True)} | {digits(label, told['scatter'])} | "
+            f"{told['coverage68']:.0%} | {told['coverage95']:.0%} | {chosen} |"
         )
     return "\n".join(
         [
@@ -289,12 +300,17 @@ def _table_of_labels(found: Findings) -> str:
 
 
 def _verdict(found: Findings) -> str:
-    """Which gains are real."""
+    """Which gains are real, over the model as it was, and over what a mere constant would do."""
     lines = []
-    for name, score in zip(found.learned, found.scores(found.mean), strict=True):
-        symbol = get_label(name).symbol
+    scores = found.scores(found.mean), found.scores(found.mean, found.offset)
+    for name, score, over_offset in zip(found.learned, *scores, strict=True):
+        symbol, told = get_label(name).symbol, f"({over_offset.gain:+.1f} standard errors)"
         if score.gain > 2:
-            lines.append(f"- {symbol}: better than the model as it was, by {score.gain:.1f} standard errors.")
+            beyond = "better than" if over_offset.gain > 2 else "not told apart from"
+            lines.append(
+                f"- {symbol}: better than the model as it was, by {score.gain:.1f} standard errors; {beyond} the model "
+                f"plus a constant {told}."
+            )
         elif score.gain < -2:
             lines.append(
                 f"- **{symbol}: worse than the model as it was**, by {-score.gain:.1f} standard errors: too few stars, "
@@ -345,7 +361,7 @@ def _what_was_tried(found: Findings) -> str:
     for candidate, scores in found.tried.items():
         cells = []
         for label, score, chosen in zip(labels, scores, found.chosen, strict=True):
-            cell = f"{written(label, score.rmse)} ± {written(label, score.error)}"
+            cell = f"{digits(label, score.rmse)} ± {digits(label, score.error)}"
             cells.append(f"**{cell}**" if chosen == candidate else cell)
         lines.append(f"| {candidate} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "Bold is what was chosen: the simplest that is not clearly worse than the best."])
@@ -373,7 +389,7 @@ def _your_stars(found: Findings, settings: Settings) -> str:
     for column, name in enumerate(found.learned):
         label, values = get_label(name), found.labels[:, column]
         ends = np.nanquantile(values, [0, 0.05, 0.95, 1])
-        lines.append(f"| {label.symbol} | " + " | ".join(written(label, value) for value in ends) + " |")
+        lines.append(f"| {label.symbol} [{label.unit}] | " + " | ".join(digits(label, value) for value in ends) + " |")
     if far := found.far_off():
         lines += ["", "Far from all others; a wrong label, a wrong file or a strange star:", ""]
         lines += [f"- {one}" for one in far]
@@ -384,7 +400,7 @@ def _your_stars(found: Findings, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def weaknesses(found: Findings) -> list[str]:
+def weaknesses(found: Findings, settings: Settings) -> list[str]:
     """What nothing here can show."""
     lines = [
         "Stars outside the ranges of its training labels are extrapolated to; no figure here is about them.",
@@ -396,18 +412,22 @@ def weaknesses(found: Findings) -> list[str]:
             "The resolution of some training spectra is not known; synthetic stars were given "
             f"{PIXELS_PER_FWHM:g} pixels per FWHM."
         )
+    low, high = settings.window
+    lines.append(
+        f"Outside {low:.0f}-{high:.0f} vacuum Angstrom, and for labels that were not learned, it was not tested; "
+        + (
+            "it may answer worse there than its parent, since its weights moved."
+            if found.chosen[0].method in ("lora", "full")
+            else "what was corrected for these spectra is corrected in all others too."
+        )
+    )
+    if found.stars.n_stars < FEWEST_STARS:
+        lines.append(f"{found.stars.n_stars} stars are few: every figure here has a large error of its own.")
     return lines
 
 
 def _what_it_cannot_know(found: Findings, settings: Settings) -> str:
-    lines = weaknesses(found)
-    if found.chosen[0].method in ("lora", "full"):
-        lines.append(
-            "All weights moved: labels that were not learned, and spectra of other instruments, may be answered worse "
-            "than by the parent."
-        )
-    if found.stars.n_stars < FEWEST_STARS:
-        lines.append(f"{found.stars.n_stars} stars are few: every figure here has a large error of its own.")
+    lines = weaknesses(found, settings)
     return "\n".join(["## What it cannot know", "", *(f"- {line}" for line in lines)])
 
 
@@ -431,9 +451,9 @@ def plot_out_of_fold(found: Findings, path: Path) -> Figure:
     """Predicted against published, a row per label: the model as it was, and the tuned one with its sigma."""
     n_labels = len(found.learned)
     sigma = found.calibrated_sigma()[0]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.0, 0.4 + 2.7 * n_labels), layout="constrained")
-        panels = figure.subplots(n_labels, 2, squeeze=False)
+    with matplotlib.rc_context(STYLE | {"figure.constrained_layout.h_pad": 0.1}):
+        figure = Figure(figsize=(6.0, 0.4 + 3.0 * n_labels), layout="constrained")
+        panels = figure.subplots(n_labels, 2, sharex="row", sharey="row", squeeze=False)
         for row, name in enumerate(found.learned):
             label, known = get_label(name), np.isfinite(found.labels[:, row])
             published = found.labels[known, row]
@@ -445,42 +465,55 @@ def plot_out_of_fold(found: Findings, path: Path) -> Figure:
                 if error is not None:
                     panel.errorbar(published, mean, yerr=error, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.3)
                 panel.scatter(published, mean, s=9, color=colour, linewidths=0, alpha=0.75, zorder=3)
-                panel.set(xlabel=f"published {label.axis}", ylabel=f"predicted {label.axis}")
-                panel.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+                panel.set(xlabel=f"published {label.axis}", xlim=(low - margin, high + margin))
+                panel.set(ylim=(low - margin, high + margin), aspect="equal")
+                panel.locator_params(nbins=5)
+            panels[row, 0].set_ylabel(f"predicted {label.axis}")
         panels[0, 0].set_title("model as it was", loc="left")
-        panels[0, 1].set_title("tuned, each star by models without it", loc="left")
+        panels[0, 1].set_title("tuned, by models that never saw the star", loc="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
 
 
 def plot_candidates(found: Findings, path: Path) -> Figure:
-    """RMSE of all that was tried over that of a constant offset, a panel per label; the chosen one stands out."""
-    tried, nested = list(found.tried), found.scores(found.mean)
+    """RMSE of all that was tried over that of a constant offset, a panel per label; what was chosen stands out."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.4 + 2.2 * len(found.learned), 0.9 + 0.2 * len(tried)), layout="constrained")
+        size = 2.4 + 2.2 * len(found.learned), 0.9 + 0.2 * len(found.tried)
+        figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(found.learned), sharey=True, squeeze=False)[0]
-        height = np.arange(len(tried))[::-1]
-        for column, (panel, name) in enumerate(zip(panels, found.learned, strict=True)):
-            scores = [found.tried[candidate][column] for candidate in tried]
-            unit = found.tried[Candidate("offset")][column].rmse
-            colours = [VERMILION if candidate == found.chosen[column] else GREY for candidate in tried]
-            panel.barh(
-                height,
-                [score.rmse / unit for score in scores],
-                xerr=[score.error / unit for score in scores],
-                color=colours,
-                error_kw={"elinewidth": 0.8},
-            )
-            low, high = (nested[column].rmse + sign * nested[column].error for sign in (-1, 1))
-            panel.axvspan(low / unit, high / unit, color=BLUE, alpha=0.2, lw=0, label="whole procedure (nested)")
-            panel.set_title(get_label(name).symbol, loc="left")
-            panel.set_xlabel("RMSE / that of an offset")
-        panels[0].set_yticks(height, [str(candidate) for candidate in tried])
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right")
+        for column, panel in enumerate(panels):
+            _draw_tried(panel, found, column)
+        panels[0].set_yticks(np.arange(len(found.tried)), list(map(str, found.tried)))
+        panels[0].invert_yaxis()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
+
+
+def _draw_tried(panel: Axes, found: Findings, column: int) -> None:
+    """One label's candidates, the first at 0; lines part the methods."""
+    nested, tried = found.scores(found.mean)[column], list(found.tried)
+    unit = found.tried[Candidate("offset")][column].rmse
+    low, high = ((nested.rmse + sign * nested.error) / unit for sign in (-1, 1))
+    panel.axvspan(low, high, color=BLUE, alpha=0.15, lw=0, label="whole procedure (nested)")
+    for at, candidate in enumerate(tried):
+        score, chosen = found.tried[candidate][column], candidate == found.chosen[column]
+        panel.errorbar(
+            score.rmse / unit,
+            at,
+            xerr=score.error / unit,
+            fmt="o" if chosen else ".",
+            color=VERMILION if chosen else "black",
+            elinewidth=0.8,
+            label="chosen" if chosen else None,
+        )
+        if at and candidate.method != tried[at - 1].method:
+            panel.axhline(at - 0.5, color=GREY, lw=0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.set_title(get_label(found.learned[column]).symbol, loc="left")
+    panel.set_xlabel("RMSE / that of an offset")
 
 
 # ---------------------------------------------------------------- files
@@ -549,6 +582,9 @@ def record(found: Findings, settings: Settings, name: str, fingerprint: str, n_p
         "datasets": [],
         "n_parameters": n_parameters,
         "calibration": found.calibration,
+        "survey": f"stars of {settings.labels}",
+        "citations": [f"Whoever published the spectra of {settings.spectra} and the labels of {settings.labels}"],
+        "weaknesses": weaknesses(found, settings),
         "learning_curve": [],
         "seed": settings.seed,
         "versions": {package: metadata.version(package) for package in PACKAGES},
@@ -577,12 +613,6 @@ def write_findings(
     with whole_file(folder / DONE_FILE) as partial:
         partial.write_text(json.dumps(done, indent=1) + "\n")
     try:
-        facts = card_facts(folder) | {
-            "survey": f"stars of {settings.labels}",
-            "citations": [f"Whoever published the spectra of {settings.spectra} and the labels of {settings.labels}"],
-            "weaknesses": weaknesses(found),
-            "figures": [(f"figures/{file}", caption) for file, caption in FIGURES.items()],
-        }
-        (folder / "README.md").write_text(render_model_card(told, name, facts))
+        write_card(folder, told, card_facts(folder))
     except ValueError as error:
         logger.warning("no card was written: %s", error)

@@ -47,6 +47,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 from yaml import YAMLError
 
+from .applicability import FILE_NAME as LIMITS
 from .card_templates import name_repo
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -60,7 +61,7 @@ PUSHED_FILE = "pushed.json"
 
 WEIGHTS, CONFIG, EXTRACTOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CHECKPOINT_FILES = (CONFIG, EXTRACTOR, WEIGHTS)
-BESIDE = ("README.md", "results.json", "stage.json", "label_tie.json", "figures/*.png", ".eval_results/*.yaml")
+BESIDE = (LIMITS, "README.md", "results.json", "stage.json", "label_tie.json", "figures/*.png", ".eval_results/*.yaml")
 """What of a stage's folder is published beside the checkpoint itself; nothing else is."""
 DATASET_FILES = ("README.md", "*.json", "*.csv", "**/*.parquet")
 
@@ -429,7 +430,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     if not folder.is_dir():
         commit, names = _look(name, revision, "model")
         check_names(name, list(names or ()))
-        wanted = [*CHECKPOINT_FILES, "label_tie.json", "stage.json", "results.json", "README.md"]
+        wanted = [*CHECKPOINT_FILES, LIMITS, "label_tie.json", "stage.json", "results.json", "README.md"]
         for file, size in (names or {}).items():
             if file in wanted and file != WEIGHTS and size > LARGEST_TEXT:
                 raise ValueError(
@@ -554,7 +555,9 @@ def check_checkpoint(name: str, folder: Path) -> None:
             raise ValueError(f"{name}: {CONFIG} asks for the attention kernel {config[key]!r}; it was not fetched.")
     if config.get("quantization_config"):
         raise ValueError(f"{name}: {CONFIG} asks for quantised weights, which this package does not read.")
-    check_header(name, folder / WEIGHTS)
+    for file in (WEIGHTS, LIMITS):
+        if (folder / file).is_file():
+            check_header(name, folder / file)
 
 
 def _foreign(told: Any, is_ours: Callable[[Any, Any], bool]) -> list[str]:

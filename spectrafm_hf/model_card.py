@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .card_templates import card_environment, card_template, finite
+from .card_templates import REPO_OR_FOLDER, card_environment, card_template, finite
 from .labels import Label, get_label
 from .metrics import BIN_EDGES, METAL_POOR_BELOW, METHOD_NAMES, BinFigures, Figures, method_name
 
@@ -73,6 +73,30 @@ class HubDataset(TypedDict):
     revision: str
 
 
+class _OptionalSharpness(TypedDict, total=False):
+    fwhm: tuple[float, float]
+    resolving_power: tuple[float, float]
+
+
+class SurveyFacts(_OptionalSharpness):
+    """Spectra of one survey, as training showed them.
+
+    Attributes:
+        name: Of `synthesis.surveys`.
+        wavelength: First and last pixel of every run without a gap, vacuum Angstrom.
+        pixel: Their median width, Angstrom.
+        fwhm, resolving_power: Lowest and highest; the one that is constant along the survey, Angstrom or lambda / FWHM.
+        snr: Lowest and highest signal-to-noise ratio per pixel.
+        labels: Learned from them: name -> lowest and highest value, in the label's unit.
+    """
+
+    name: str
+    wavelength: Sequence[tuple[float, float]]
+    pixel: float
+    snr: tuple[float, float]
+    labels: Mapping[str, tuple[float, float]]
+
+
 class _OptionalFacts(TypedDict, total=False):
     repo: str | None
     revision: str | None
@@ -84,6 +108,9 @@ class _OptionalFacts(TypedDict, total=False):
     snr_range: tuple[float, float] | None
     resolving_power: tuple[float, float] | None
     calibration: str | None
+    surveys: Sequence[SurveyFacts] | None
+    true_labels: bool
+    ships_as: str | None
     survey: str | None
     citations: Sequence[str]
     weaknesses: Sequence[str]
@@ -118,6 +145,10 @@ class CardFacts(_OptionalFacts):
         snr_range: Optional. Lowest and highest signal-to-noise per pixel in training.
         resolving_power: Optional. Lowest and highest lambda / FWHM in training; None = that of `fwhm`.
         calibration: Optional. One sentence on how sigma was calibrated; None = it was not.
+        surveys: Optional. Several surveys that it learned from, as many spectra of each, the one that `results` are
+            about first; the card then speaks of each, and of `wavelength_range`, `fwhm` and the like no more.
+        true_labels: Optional. The stars of this stage are synthetic, so that their labels are exact.
+        ships_as: Optional. Name under which this model ships with the package, see `checkpoints.shipped`.
         survey: Optional. Of the real stars: a file of hub_cards/datasets, which tells whom to cite and what is weak; or
             a name of your own, and then `citations` and `weaknesses` are needed. Left out, it is none in stage 1, none
             with `datasets`, whose own cards tell it, and `miles` otherwise.
@@ -166,10 +197,7 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
     environment.filters["figure"] = _figure
     low, high = facts["wavelength_range"]
     repo, revision = facts.get("repo"), facts.get("revision")
-    started = "fine-tuned from another" if facts["parent"] else "trained from random weights"
-    known = STAGES.get(
-        stage, Stage(stage, 0, f"A transformer that reads labels of stars from their spectra, {started}.")
-    )
+    known = STAGES.get(stage) or _own_stage(stage, facts)
     survey = _survey(facts, known)
     return environment.from_string(card_template()).render(
         card_data=_metadata(results, known, facts, survey).to_yaml(),
@@ -177,10 +205,13 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
         stages=list(STAGES),
         facts=facts,
         results=results,
-        place=repo or facts["folder"],
+        place=repo or (REPO_OR_FOLDER if facts.get("ships_as") else facts["folder"]),
         revision=revision or "main",
         pinned=repo is None or revision is not None,
         calibration=facts.get("calibration") or NOT_CALIBRATED,
+        surveys=facts.get("surveys") or (),
+        truth="true" if known.number == 1 or facts.get("true_labels") else "catalogue",
+        ships_as=facts.get("ships_as"),
         snr_range=facts.get("snr_range"),
         resolving_power=facts.get("resolving_power") or (low / facts["fwhm"], high / facts["fwhm"]),
         base_model=facts.get("base_model"),
@@ -199,6 +230,12 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
         per_label=[_label_row(get_label(name), figures) for name, figures in results.get("labels", {}).items()],
         bins=[{**_label_row(get_label(name)), "rows": _bin_rows(binned)} for name, binned in _bins(results).items()],
     )
+
+
+def _own_stage(name: str, facts: CardFacts) -> Stage:
+    started = "fine-tuned from another" if facts["parent"] else "trained from random weights"
+    what = f"A transformer that reads labels of stars from their spectra, {started}."
+    return Stage(name, 0, what + (" In this stage it saw synthetic spectra alone." if facts.get("true_labels") else ""))
 
 
 def eval_results_yaml(
@@ -517,7 +554,10 @@ def _cell(rmse: Sequence[float], mark: str) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     """A figure of `metrics.summarise`; None says that there was nothing to measure, which the reader is told."""
-    return "none" if value is None else form % finite(value)
+    if value is None:
+        return "none"
+    text = form % finite(value)
+    return text if float(text) else form % 0.0  # not "-0"
 
 
 def results_table(results: Mapping[str, Any]) -> str:

@@ -8,11 +8,16 @@ It travels with a checkpoint, so it takes arrays and nothing that would need a r
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Pipeline
+from transformers.utils import cached_file
 
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .labels import get_label
@@ -25,6 +30,7 @@ WIDTH_95 = 1.959964
 
 PER_PIXEL = ("flux", "wavelength", "bad_pixel", "flux_error")
 KNOWN = (*PER_PIXEL, "resolving_power", "given", "given_errors")
+PREPARED = ("flux", "wavelength", "attention_mask", "flux_error", "resolving_power")
 
 
 class StellarLabelsPipeline(Pipeline):
@@ -39,8 +45,12 @@ class StellarLabelsPipeline(Pipeline):
     highest; `unit`. They are calibrated on stars that no training saw where `calibrated` says so, and the network's own
     otherwise.
 
+    Where limits lie beside the weights, and this package is installed, `flags` says in sentences why a spectrum is
+    unlike those the model was made for, [] = it is not (see `applicability`; 20 ms per spectrum); with `abstain=True`
+    such a spectrum gets NaN.
+
     Raises:
-        ValueError: Not a mapping, flux or wavelength missing, a key that nobody knows; or see
+        ValueError: Not a mapping, flux or wavelength missing, a key that nobody knows; `abstain` without limits; or see
             `SpectraFMFeatureExtractor.place`.
     """
 
@@ -51,12 +61,15 @@ class StellarLabelsPipeline(Pipeline):
 
     feature_extractor: SpectraFMFeatureExtractor
 
-    def _sanitize_parameters(self, labels: list[str] | None = None, **unknown: Any) -> tuple[dict[str, Any], ...]:
+    def _sanitize_parameters(
+        self, labels: list[str] | None = None, abstain: bool | None = None, **unknown: Any
+    ) -> tuple[dict[str, Any], ...]:
         if unknown:
             raise ValueError(
-                f"this pipeline takes labels=[...] and batch_size beside spectra, got {', '.join(unknown)}."
+                f"this pipeline takes labels=[...], abstain and batch_size beside spectra, got {', '.join(unknown)}."
             )
-        return {}, {}, {} if labels is None else {"labels": labels}
+        told = {"labels": labels, "abstain": abstain}
+        return {}, {}, {name: value for name, value in told.items() if value is not None}
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
         if not isinstance(input_, Mapping):
@@ -80,22 +93,61 @@ class StellarLabelsPipeline(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
         answer = self.model(**input_tensors)
-        return {"label_mean": answer.label_mean.float(), "label_log_var": answer.label_log_var.float()}
+        parts = {name: answer[name].float() for name in ("label_mean", "label_log_var", "label_features")}
+        return input_tensors | parts
 
-    def postprocess(self, model_outputs: Any, **parameters: Any) -> dict[str, dict[str, Any]]:
+    def postprocess(self, model_outputs: Any, **parameters: Any) -> dict[str, Any]:
         extractor, labels = self.feature_extractor, parameters.get("labels")
         if unknown := [name for name in labels or () if name not in extractor.label_names]:
             raise ValueError(f"this model predicts {', '.join(extractor.label_names)}, not {', '.join(unknown)}.")
-        decoded = extractor.decode_labels(model_outputs["label_mean"][0], model_outputs["label_log_var"][0])
-        answer = {}
+        mean, log_var = (model_outputs[name][:1] for name in ("label_mean", "label_log_var"))
+        decoded = extractor.decode_labels(mean, log_var, extractor.noise(model_outputs))
+        calibrated = {*extractor.sigma_factors, *(extractor.recalibration or {"label_names": ()})["label_names"]}
+        flags = self._flags(model_outputs)
+        if parameters.get("abstain") and flags is None:
+            raise ValueError(
+                "abstain needs limits beside the weights (applicability.safetensors) and the package spectrafm_hf, "
+                "since the code that travels with a model does not hold them; fit them with trust.fit_trust."
+            )
+        silent = bool(parameters.get("abstain") and flags)
+        answer: dict[str, Any] = {}
         for name in labels or extractor.label_names:
-            value, sigma, sigma95 = (float(decoded[name][key]) for key in ("value", "sigma", "sigma95"))
+            told = (float(decoded[name][key][0]) for key in ("value", "sigma", "sigma95"))
+            value, sigma, sigma95 = (np.nan, np.nan, np.nan) if silent else told
             answer[name] = {
                 "value": value,
                 "sigma": sigma,
                 "interval68": [value - sigma, value + sigma],
                 "interval95": [value - WIDTH_95 * sigma95, value + WIDTH_95 * sigma95],
                 "unit": get_label(name).unit,
-                "calibrated": name in extractor.sigma_factors,
+                "calibrated": name in calibrated,
             }
-        return answer
+        return answer if flags is None else answer | {"flags": flags}
+
+    def _flags(self, model_outputs: Mapping[str, torch.Tensor]) -> list[str] | None:
+        """Why one spectrum is unlike those the model was made for; None = nobody has told what those were like."""
+        if self._applicability is None:
+            return None
+        row = {name: model_outputs[name][0].cpu().numpy() for name in PREPARED}
+        answers = [model_outputs[name][:1].cpu().numpy() for name in ("label_mean", "label_log_var", "label_features")]
+        (verdict,) = self._applicability.check(self.feature_extractor, [row], answers)
+        return [reason for _, reason in verdict.flags]
+
+    @cached_property
+    def _applicability(self) -> Any:
+        """The limits beside the weights, in a folder or on the Hub; None = there are none.
+
+        They are held against synthetic spectra, megabytes that do not travel with a checkpoint's code.
+        """
+        if __package__ != "spectrafm_hf" or not self.model.name_or_path:
+            return None
+        limits = importlib.import_module(".applicability", __package__)
+        found = cached_file(
+            self.model.name_or_path,
+            limits.FILE_NAME,
+            revision=getattr(self.model.config, "_commit_hash", None),
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else limits.Applicability.load(Path(found).parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,25 @@ class Observed:
         )
 
 
+class Answers(NamedTuple):
+    """What a model says of many spectra, before it is decoded.
+
+    Attributes:
+        mean, log_var: Scaled units, shape (n_spectra, n_labels); natural logarithm of the variance.
+        features: What the readouts see, shape (n_spectra, n_labels, d).
+        noise: Of the spectra, shape (n_spectra,), see `SpectraFMFeatureExtractor.noise`; NaN = not known.
+    """
+
+    mean: np.ndarray
+    log_var: np.ndarray
+    features: np.ndarray
+    noise: np.ndarray
+
+    def chosen(self, spectra: np.ndarray) -> Answers:
+        """For some of the spectra, by their places."""
+        return Answers(*(part[spectra] for part in self))
+
+
 @dataclass(frozen=True)
 class Predicted:
     """The model's answer for many spectra, one column per label of the model.
@@ -95,10 +115,15 @@ class Predicted:
 
     @classmethod
     def of(
-        cls, extractor: SpectraFMFeatureExtractor, mean: np.ndarray, log_var: np.ndarray, features: np.ndarray
+        cls,
+        extractor: SpectraFMFeatureExtractor,
+        mean: np.ndarray,
+        log_var: np.ndarray,
+        features: np.ndarray,
+        noise: np.ndarray,
     ) -> Predicted:
-        """From the model's answers in scaled units, mean and log-variance (n_spectra, n_labels)."""
-        decoded = extractor.decode_labels(mean, log_var)
+        """From the parts of `Answers`."""
+        decoded = extractor.decode_labels(mean, log_var, noise)
         value, sigma, sigma95 = (
             np.stack([decoded[name][key] for name in extractor.label_names], axis=-1)
             for key in ("value", "sigma", "sigma95")
@@ -113,32 +138,30 @@ def ask(
     rows: Sequence[Mapping[str, np.ndarray]],
     batch_size: int,
     attend_to_missing: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Answers:
     """The model's answer for prepared spectra, in evaluation mode, whatever mode it is in.
 
     Args:
         rows: Of `SpectraFMFeatureExtractor.tokenise` or `cut_tokens`.
         batch_size: Rows at once.
         attend_to_missing: Attend to all tokens of a row, those without a good pixel too; only padding is masked.
-
-    Returns:
-        Mean and log-variance, scaled units, (n_rows, n_labels); features, (n_rows, n_labels, d); float32.
     """
     was_training = model.training
     model.eval()
     answers = []
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
-        batch = extractor.pad(some, return_tensors="pt").to(model.device)
+        batch = extractor.pad(some, return_tensors="pt")
+        noise = extractor.noise(batch)
+        batch = batch.to(model.device)
         if attend_to_missing:
             lengths = torch.tensor([len(row["flux"]) for row in some], device=model.device)
             batch["token_mask"] = torch.arange(batch["flux"].shape[1], device=model.device) < lengths[:, None]
         answer = model(**batch)
         parts = answer.label_mean, answer.label_log_var, answer.label_features
-        answers.append([part.float().cpu().numpy() for part in parts])
+        answers.append([*(part.float().cpu().numpy() for part in parts), noise])
     model.train(was_training)
-    mean, log_var, features = map(np.concatenate, zip(*answers, strict=True))
-    return mean, log_var, features
+    return Answers(*map(np.concatenate, zip(*answers, strict=True)))
 
 
 def rows_on_grid(
@@ -239,9 +262,10 @@ def predict_in_contexts(
         )
     if as_published and model.config.tokens != "pixel":
         raise ValueError(f"as_published needs a model whose tokens are pixels, got tokens={model.config.tokens!r}.")
-    contexts, star_of = [], []
+    contexts, star_of, noise = [], [], []
     for star, pixels in enumerate(spectra):
         row = extractor.tokenise(pixels, keep_empty=as_published)
+        noise.append(extractor.noise({name: values[None] for name, values in row.items()}))
         tokens = {name: values.reshape(-1, extractor.patch_size) for name, values in row.items()}
         n_tokens = len(tokens["flux"])
         # The published code dealt with NumPy's old generator.
@@ -253,7 +277,7 @@ def predict_in_contexts(
             chosen = dealt[start : start + size]
             contexts.append({name: values[chosen].ravel() for name, values in tokens.items()})
             star_of.append(star)
-    mean, log_var, feature = ask(model, extractor, contexts, batch_size, attend_to_missing=as_published)
+    mean, log_var, feature, _ = ask(model, extractor, contexts, batch_size, attend_to_missing=as_published)
     mean, log_var, owner = mean.astype(float), log_var.astype(float), np.array(star_of)
     stars = [owner == star for star in range(len(spectra))]
     combined = [combine_contexts(mean[mine], log_var[mine], as_published) for mine in stars]
@@ -262,4 +286,5 @@ def predict_in_contexts(
         np.stack([star_mean for star_mean, _ in combined]),
         np.stack([star_log_var for _, star_log_var in combined]),
         np.stack([feature[mine].mean(axis=0) for mine in stars]),
+        np.concatenate(noise),  # of the whole spectrum: scattered tokens have hardly any neighbours
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import SHIPPED, shipped
 from .hub import Pushed, collect, is_dataset, push, read_pushed, staged
 from .model_card import CardFacts, eval_results_yaml, render_model_card
 
@@ -26,13 +27,20 @@ FIGURES = {
     "predicted_against_true": "Predicted against catalogue [Fe/H] of the test stars, by every method.",
     "metal_poor_rmse": "RMSE of [Fe/H] of the metal-poor test stars, by every method.",
     "learning_curve": "Loss in training, in nats per label, against spectra seen.",
+    "out_of_fold": "Predicted against published labels, each star by a model that knew nothing of it.",
+    "candidates": "Error of everything that was tried, in units of that of a constant offset.",
 }
 """Beginning of a figure's name, in figures/ beside the card -> what it shows."""
 
 
 def repository_of(namespace: str, stage: str) -> str:
     """Where a stage is published: `namespace/spectrafm-STAGE`."""
-    return f"{namespace}/spectrafm-{stage}"
+    return f"{namespace}/{published_name(stage)}"
+
+
+def published_name(stage: str) -> str:
+    """A stage's name for the world, which has other models too: `spectrafm-STAGE`."""
+    return stage if stage.startswith("spectrafm-") else f"spectrafm-{stage}"
 
 
 def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = None) -> CardFacts:
@@ -48,12 +56,14 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
         ValueError: The stage is not done, or something a card needs is not known.
     """
     record = _read(folder / "stage.json")
-    if missing := [name for name in NEEDED if name not in record]:
+    recipe = record.get("recipe", {})
+    needed = NEEDED if recipe.get("beside") is None else (*NEEDED, "surveys")
+    if missing := [name for name in needed if name not in record]:
         raise ValueError(
             f"{folder}/stage.json lacks {', '.join(missing)}: an older version of this package wrote it. Run the stage "
             "again (--again)."
         )
-    recipe, ranges, began_from = record["recipe"], record["label_ranges"], record["parent"]
+    ranges, began_from = record["label_ranges"], record["parent"]
     if parent is None and began_from is not None and began_from["revision"] is None:
         parent = _pushed_since(folder.parent / began_from["id"], record["parent_fingerprint"])
     if parent is not None:
@@ -69,7 +79,7 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
             "(Angstrom) or resolving_power."
         )
     facts = CardFacts(
-        model_name=f"spectrafm-{record['stage']}",
+        model_name=published_name(record["stage"]),
         folder=folder.name,
         license="mit",
         labels={name: tuple(ranges[name]) for name in recipe["labels"]},
@@ -77,7 +87,7 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
         teff_range=tuple(ranges["teff"]),
         fwhm=record["fwhm"],
         n_parameters=record["n_parameters"],
-        recipe=f"{record['stage']}.yaml",
+        recipe="stage.json",
         training_data=record["training_data"],
         parent=began_from and began_from["id"],
         spectra_seen=recipe["n_spectra"],
@@ -88,6 +98,9 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
         snr_range=record["snr_range"] and tuple(record["snr_range"]),
         resolving_power=(power := record.get("resolving_power")) and tuple(power),
         calibration=record["calibration"],
+        surveys=record.get("surveys"),
+        true_labels=recipe["data"] == "synthetic" or recipe.get("true_labels", False),
+        ships_as=_ships_as(record),
         figures=[
             (path.relative_to(folder).as_posix(), caption)
             for beginning, caption in FIGURES.items()
@@ -96,9 +109,20 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
     )
     if recipe["data"] == "dataset":
         facts["survey"] = None  # whom to cite stands in the dataset's own card
+    for name in ("survey", "citations", "weaknesses"):
+        if name in record:
+            facts[name] = record[name]
     if began_from and began_from["revision"]:
         facts |= {"base_model": began_from["id"], "base_model_revision": began_from["revision"]}
     return facts
+
+
+def _ships_as(record: Mapping[str, Any]) -> str | None:
+    """Under which name this very model ships with the package; None = it does not."""
+    for name in SHIPPED:
+        if _read(shipped(name) / "stage.json")["fingerprint"] == record["fingerprint"]:
+            return name
+    return None
 
 
 def _pushed_since(parent: Path, fingerprint: str | None) -> Pushed | None:

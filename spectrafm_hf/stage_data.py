@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ from .spectra import Spectrum
 from .synthesis.label_tie import LabelTie
 from .synthesis.observing import ObservingConditions
 from .synthesis.sampler import LabelSampler
-from .synthesis.surveys import Survey, SurveyConditions
+from .synthesis.surveys import SURVEYS, Survey, SurveyConditions
 
 logger = logging.getLogger(__name__)
 
 SIGMA_TO_FWHM = 2.354820
 """Of a Gaussian."""
+
+STREAMED_SURVEY = SURVEYS["apogee"]
+"""Of a recipe with `beside:`, see `MixedRows`."""
 
 HELD_OUT_SEED = 1_000_003
 """Of synthetic stars for that: no recipe's seed."""
@@ -275,6 +278,8 @@ def held_out(stage: StageArguments, dataset: Streamed | None, extractor: Spectra
         ValueError: There are none.
     """
     low, high = stage.window
+    if dataset is not None and dataset.wavelength is not None:
+        low, high = max(low, dataset.wavelength[0]), min(high, dataset.wavelength[-1])
     where = f"{low:.0f}-{high:.0f} vacuum Angstrom"
     if stage.data == "synthetic":
         # Of the stage's own window and noise, but whole: a draw of contexts would judge the draw.
@@ -337,13 +342,13 @@ def judge(
         results.json of a stage: `{"protocol", "labels": {name: figures}, "bins": {name: {binned by: [figures]}},
         "split", "n_calibration", "calibrated": labels}`; figures of `metrics.summarise`.
     """
-    mean, log_var, features = ask(model, extractor, judged_by.rows, 64)
-    rest, n_calibration, fitted = np.arange(len(mean)), 0, {}
+    answers = ask(model, extractor, judged_by.rows, 64)
+    rest, n_calibration, fitted = np.arange(len(answers.mean)), 0, {}
     if calibrate:
         half, rest = judged_by.halves()
         kept = extractor.sigma_factors
         extractor.sigma_factors, extractor.recalibration = {}, None  # new factors are on the bare network's sigma
-        own = Predicted.of(extractor, mean[half], log_var[half], features[half])
+        own = Predicted.of(extractor, *answers.chosen(half))
         errors = None if judged_by.errors is None else judged_by.errors[half]
         of_all = sigma_factors(extractor.label_names, own.mean, own.sigma, judged_by.labels[half], errors)
         fitted = {name: pair for name, pair in of_all.items() if name in learned}
@@ -351,8 +356,8 @@ def judge(
         if fitted:
             n_calibration = len(half)
         else:
-            rest = np.arange(len(mean))
-    answer = Predicted.of(extractor, mean[rest], log_var[rest], features[rest])
+            rest = np.arange(len(answers.mean))
+    answer = Predicted.of(extractor, *answers.chosen(rest))
     truth = judged_by.labels[rest]
     # A true label has an error that is as good as none; 0 would mean "not published".
     errors = np.full(truth.shape, 1e-9) if judged_by.errors is None else judged_by.errors[rest]
@@ -373,9 +378,12 @@ def training_facts(
     low, high = stage.window
     where = f"{low:.0f}-{high:.0f} Angstrom"
     if dataset is not None:
-        return _dataset_facts(stage, dataset, extractor, where)
+        facts = _dataset_facts(stage, dataset, extractor)
+        if stage.beside is not None:
+            return facts | _mixed_facts(stage, SURVEYS[stage.beside], facts)
+        return facts | {"training_data": f"{facts['training_data']}, {where}"}
     fewest, most = ObservingConditions(**stage.observing).noise
-    facts: dict[str, Any] = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [round(1 / most), round(1 / fewest)]}
+    facts = {"datasets": [], "fwhm": stage.fwhm, "snr_range": [round(1 / most), round(1 / fewest)]}
     if stage.data == "synthetic":
         sampler = LabelSampler(**stage.sampler)
         ranges: dict[str, Any] = {"teff": sampler.teff, "logg": (0.0, 5.0), "fe_h": sampler.fe_h}
@@ -394,9 +402,7 @@ def training_facts(
     return facts | {"label_ranges": ranges, "training_data": data}
 
 
-def _dataset_facts(
-    stage: StageArguments, dataset: Streamed, extractor: SpectraFMFeatureExtractor, where: str
-) -> dict[str, Any]:
+def _dataset_facts(stage: StageArguments, dataset: Streamed, extractor: SpectraFMFeatureExtractor) -> dict[str, Any]:
     """`training_facts` of a dataset, from its first 2,000 training rows."""
     scalars = [*extractor.label_names, "teff", "lsf_sigma", "resolving_power", "snr"]
     columns = dataset.first("train", 2000, list(dict.fromkeys(scalars)))
@@ -407,7 +413,7 @@ def _dataset_facts(
         return values[np.isfinite(values)]
 
     ranges = {
-        name: tuple(round(float(end(known(name))), 0 if get_label(name).unit == "K" else 2) for end in (np.min, np.max))
+        name: _range_of(name, known(name))
         for name in dict.fromkeys([*extractor.label_names, "teff"])
         if known(name).size
     }
@@ -423,7 +429,72 @@ def _dataset_facts(
         "snr_range": [round(float(snr.min())), round(float(snr.max()))] if snr.size else None,
         "resolving_power": [float(power.min()), float(power.max())] if power.size else None,
         "label_ranges": ranges,
-        "training_data": f"the training split of {dataset.name}{config}, streamed, {where}",
+        "training_data": f"the training split of {dataset.name}{config}, streamed",
+    }
+
+
+def _range_of(name: str, values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value of a label, to 1 K or 0.01 dex."""
+    digits = 0 if get_label(name).unit == "K" else 2
+    return round(float(values.min()), digits), round(float(values.max()), digits)
+
+
+def _mixed_facts(stage: StageArguments, beside: Survey, streamed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of a stage that learned from two surveys.
+
+    Args:
+        beside: The survey whose stars are synthesised.
+        streamed: `_dataset_facts` of the other one's spectra, before training degrades them.
+
+    Returns:
+        `surveys`, see `model_card.SurveyFacts`, and one line on the training data.
+    """
+    stars = np.stack([beside.draw(row_generator(0, number)) for number in range(2000)])
+    drawn = {name: _range_of(name, values) for name, values in zip(beside.label_names, stars.T, strict=True)}
+    noise = [1 / snr for snr in streamed["snr_range"] or ()] or [0.0, 0.0]
+    # Theory adds noise to pixels even in wavelength only, see `SyntheticStars`.
+    theory = sorted(ObservingConditions(**stage.observing).noise) if beside.even_in == "wavelength" else [0.0, 0.0]
+    shown = Contexts(**stage.contexts)
+    patches = max(1 - shown.whole - shown.window, 0.0)
+    return {
+        "surveys": [
+            {
+                **_degraded(STREAMED_SURVEY, SurveyConditions(**stage.conditions), noise),
+                "labels": {name: streamed["label_ranges"][name] for name in stage.labels},
+            },
+            {
+                **_degraded(beside, SurveyConditions(**stage.beside_conditions), theory[::-1]),
+                "labels": {name: drawn[name] for name in stage.labels if name in drawn},
+            },
+        ],
+        "training_data": f"{streamed['training_data']} (survey {STREAMED_SURVEY.name}), and beside each star another "
+        f"one, synthesised for the survey {beside.name}; shown whole ({shown.whole:.0%}), through a window of "
+        f"neighbouring pixels ({shown.window:.0%}) or as {shown.n_patches} scattered patches of {shown.patch_pixels} "
+        f"pixels ({patches:.0%})",
+    }
+
+
+def _degraded(survey: Survey, conditions: SurveyConditions, noise: Sequence[float]) -> dict[str, Any]:
+    """`model_card.SurveyFacts` of a survey's spectra as training shows them, but for the labels.
+
+    Args:
+        noise: Highest and lowest 1-sigma of a pixel before `conditions` add theirs, relative to the flux.
+    """
+    wavelength = survey.wavelength
+    sharpest = conditions.wider[0] if conditions.widened == 1 else 1.0
+    widest = conditions.wider[1] if conditions.widened else 1.0
+    worst, best = np.hypot(1 / np.array(conditions.snr), noise)
+    if survey.even_in == "wavelength":
+        fwhm = float(np.median(wavelength)) / survey.resolving_power
+        sharpness = {"fwhm": [round(fwhm * sharpest, 2), round(fwhm * widest, 2)]}
+    else:
+        sharpness = {"resolving_power": [round(survey.resolving_power / factor) for factor in (widest, sharpest)]}
+    return {
+        "name": survey.name,
+        "wavelength": [[round(float(wavelength[i]), 1) for i in (run.start, run.stop - 1)] for run in survey.segments],
+        "pixel": round(float(np.median(np.diff(wavelength))), 2),
+        **sharpness,
+        "snr": [round(1 / worst), round(1 / best)],
     }
 
 

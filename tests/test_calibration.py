@@ -177,14 +177,17 @@ def shares_inside(value, sigma, sigma95, labels):
 
 
 def test_coverage_holds_for_metal_poor_stars_and_noisy_ones(recalibrated):
-    """Bins of 400 stars or more: their own binomial error is 2.3 percentage points and less."""
+    """Bins of 400 stars or more: their own binomial error is 2.3 percentage points and less.
+
+    Over all stars, log g is held to 1,200 stars set aside and judged by 4,000: 1.5 points together.
+    """
     mean, sigma, labels, noise = partial(seed=1)
     inside = shares_inside(*decoded(recalibrated, mean, sigma, noise), labels)
     dwarf, poor, noisy = labels[:, 0] > 5000, labels[:, 2] < -0.8, noise > 0.016
     for interval, nominal in NOMINAL_COVERAGE.items():
         for column in range(3):
             known = np.isfinite(labels[:, column])
-            assert abs(inside[interval][known, column].mean() - nominal) < 0.02
+            assert abs(inside[interval][known, column].mean() - nominal) < 0.03
             for kind in (dwarf, ~dwarf, poor, ~poor, noisy, ~noisy, poor & noisy):
                 assert abs(inside[interval][known & kind, column].mean() - nominal) < 0.06
 

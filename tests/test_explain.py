@@ -215,7 +215,7 @@ def test_contexts_hold_every_token_once():
 
 def test_predictions_in_one_context_are_the_model_s_own(model, extractor):
     rows = rows_from(random_batch())
-    mean, _, _ = ask(model, extractor, rows, 4)
+    mean, *_ = ask(model, extractor, rows, 4)
     labels = predict_rows(model, extractor, rows, context=512, batch_size=3)
     np.testing.assert_allclose(labels, mean * extractor.label_scale + extractor.label_center, rtol=1e-5)
     assert predict_rows(model, extractor, rows[1:], context=2, batch_size=3).shape == (3, 3)

@@ -5,11 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import LABEL_CENTER, LABEL_SCALE, MAGNESIUM, PATCH_SIZE, star_flux, tiny_extractor, tiny_model
+from conftest import (
+    LABEL_CENTER,
+    LABEL_SCALE,
+    MAGNESIUM,
+    PATCH_SIZE,
+    star_flux,
+    tiny_extractor,
+    tiny_model,
+    two_instruments,
+)
 from transformers import AutoFeatureExtractor, DataCollatorWithPadding
 
 from spectrafm_hf import SpectraFMFeatureExtractor
 from spectrafm_hf.collation import SpectrumCollator
+from spectrafm_hf.spectra import apogee_wavelength
+from spectrafm_hf.synthesis.surveys import OPTICAL_WAVELENGTH
 
 
 def same(one, other, tolerance=0.0):
@@ -549,6 +560,26 @@ def test_saved_extractor_is_the_same_extractor(extractor, star, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     saved = tmp_path / "preprocessor_config.json"
     assert (tmp_path / "again" / "preprocessor_config.json").read_bytes() == saved.read_bytes()
+
+
+def test_norms_of_two_instruments_are_saved_once_per_pixel(tmp_path):
+    """Of APOGEE, whose detectors end before the tokens do: the same norms of every pixel, without a list of pixels."""
+    extractor = two_instruments()
+    for wavelength in (apogee_wavelength(), OPTICAL_WAVELENGTH):
+        known = extractor.wavelength_grid[np.isin(extractor.wavelength_grid.round(3), wavelength.round(3))]
+        spread = 1 + 0.1 * np.random.default_rng(0).standard_normal((30, known.size))
+        extractor.fit_flux_norms(spread, np.ones(spread.shape, dtype=bool), known)
+    extractor.save_pretrained(tmp_path)
+    saved = (tmp_path / "preprocessor_config.json").read_text()
+    assert json.loads(saved)["flux_wavelength"] is None
+    assert saved.count("\n") < 40  # one line per parameter
+    loaded = SpectraFMFeatureExtractor.from_pretrained(tmp_path)
+    grid = extractor.wavelength_grid
+    np.testing.assert_array_equal(loaded.wavelength_grid, grid)
+    ones, good = np.ones(grid.size), np.ones(grid.size, dtype=bool)
+    np.testing.assert_array_equal(loaded.scale(ones, good), extractor.scale(ones, good))
+    loaded.fit_flux_norms(np.ones((2, 100)), np.ones((2, 100), dtype=bool), grid[:100])
+    np.testing.assert_array_equal(loaded.scale(ones, good)[100:], extractor.scale(ones, good)[100:])
 
 
 def test_auto_class_finds_the_extractor(extractor, tmp_path):

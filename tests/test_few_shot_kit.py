@@ -37,7 +37,6 @@ from spectrafm_hf.few_shot_nested import (
 from spectrafm_hf.few_shot_report import Findings, Score
 from spectrafm_hf.few_shot_stars import anchor_rows, labels_to_learn, prepare, read_stars, synthesize
 from spectrafm_hf.prediction import ask
-from spectrafm_hf.publishing import what_goes
 from spectrafm_hf.spectra import apstar_wavelength
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
 from spectrafm_hf.synthesis.sampler import LabelSampler
@@ -160,6 +159,14 @@ def test_widening_is_found(factor):
     sigma, error = rng.uniform(0.5, 2, 4000), np.full(4000, 0.3)
     residual = factor * sigma * rng.standard_normal(4000) + error * rng.standard_normal(4000)
     assert widening(residual, sigma, error) == pytest.approx(factor, rel=0.06)
+
+
+def test_a_wrong_label_widens_no_interval_but_its_own():
+    rng = np.random.default_rng(0)
+    sigma, residual = np.ones(100), rng.standard_normal(100)
+    right = widening(residual, sigma, np.zeros(100))
+    residual[0] = 40.0
+    assert widening(residual, sigma, np.zeros(100)) == pytest.approx(right, rel=0.05)
 
 
 def test_widening_knows_when_nothing_is_left_to_explain():
@@ -389,7 +396,7 @@ def test_the_folder_is_a_model_that_says_what_the_catalogue_says(survey, tuned):
     model, extractor = AutoModel.from_pretrained(tuned).eval(), AutoFeatureExtractor.from_pretrained(tuned)
     parent = AutoModel.from_pretrained(survey / "parent").eval()
     stars = read_stars(FolderConfig(folder=str(survey / "spectra"), table=str(survey / "stars.csv")), extractor)
-    mean, log_var, _ = ask(model, extractor, stars.rows, 64)
+    mean, log_var, *_ = ask(model, extractor, stars.rows, 64)
     answer = extractor.decode_labels(mean, log_var)
     own = extractor.decode_labels(ask(parent, extractor, stars.rows, 64)[0])
     for column, (name, offset, noise) in enumerate(zip(LABELS, OFFSET, NOISE, strict=True)):
@@ -401,8 +408,10 @@ def test_the_folder_is_a_model_that_says_what_the_catalogue_says(survey, tuned):
 
 def test_the_report_tells_what_was_found(survey, tuned):
     report, results = (tuned / "report.md").read_text(), told(tuned)
-    assert "| Teff | 48 |" in report
-    assert "better than the model as it was" in report
+    assert "| Teff [K] | 48 |" in report
+    # A constant is all that this catalogue differs by.
+    assert report.count("better than the model as it was") == 3
+    assert report.count("not told apart from the model plus a constant") == 3
     assert all(results["chosen"][name] in report for name in LABELS)
     assert "chosen, tuned and calibrated on the other 4" in report
     assert {path.name for path in (tuned / "figures").iterdir()} == {"out_of_fold.png", "candidates.png"}
@@ -419,9 +428,20 @@ def test_the_folder_can_be_published(survey, tuned):
     assert "Falcón-Barroso" not in card  # who is cited for MILES
     for path in (*tuned.glob("*.json"), *tuned.glob("*.md")):
         assert str(survey) not in path.read_text(), path
-    repo, kind, files = what_goes(tuned, "astro")
-    assert (repo, kind) == ("astro/spectrafm-mine", "model")
-    assert {"results.json", "stage.json", "figures/out_of_fold.png"} <= files.keys()
+    pushed = CliRunner().invoke(cli.app, ["push", str(tuned), "--to", "astro", "--dry-run"])
+    assert pushed.exit_code == 0, pushed.output
+    assert "would go to the model repository astro/spectrafm-mine" in pushed.output
+    for file in ("results.json", "stage.json", "figures/out_of_fold.png", "figures/candidates.png"):
+        assert f" MB  {file}" in pushed.output
+    again = (tuned / "README.md").read_text()  # rendered anew, for its repository
+    assert again.replace("astro/spectrafm-mine", "mine") != again
+    for said in (
+        "no figure here is about them",
+        "Whoever published the spectra",
+        "by a model that knew nothing of it.",
+    ):
+        assert said in again
+        assert said in card
 
 
 def test_neither_the_order_of_rows_nor_a_second_run_changes_anything(survey, tuned, tmp_path):
@@ -477,7 +497,7 @@ def test_ten_stars_are_enough_and_nine_are_not(survey, asked, tmp_path):
 def test_labels_that_are_missing_or_unknown_are_named(survey, asked, tmp_path):
     rows = [row | {"teff": -9999, "logg": "", "fe_h": "nan"} for row in table_of(survey)]
     write_table(tmp_path / "none.csv", rows)
-    with pytest.raises(ValueError, match=r"none.csv has no label we know: columns may be called teff or TEFF \[K\]"):
+    with pytest.raises(ValueError, match=r"none.csv has columns of labels, but not one usable value in any row"):
         finetune(replace(asked, labels=tmp_path / "none.csv"))
     with pytest.raises(ValueError, match="this model knows teff, logg, fe_h, but mg_fe was asked for"):
         finetune(replace(asked, labels_wanted=["mg_fe"]))
@@ -501,10 +521,20 @@ def test_a_spectrum_that_cannot_be_read_is_skipped_and_listed(survey, asked, tmp
     finally:
         (survey / "spectra/page.html").unlink()
     report = (folder / "report.md").read_text()
-    assert "| Teff | 46 |" in report
+    assert "| Teff [K] | 46 |" in report
     assert "2 files could not be used" in report
     assert "- nowhere.fits (HD4): there is no file nowhere.fits" in report
     assert "- page.html (HD8):" in report
+
+
+def test_a_star_that_lacks_a_label_teaches_the_others(survey, asked, tmp_path):
+    rows = table_of(survey)
+    rows[5]["logg"], rows[6]["logg"] = "", "n/a"
+    write_table(tmp_path / "gaps.csv", rows)
+    folder = finetune(replace(asked, labels=tmp_path / "gaps.csv"))
+    figures = told(folder)["labels"]
+    assert [figures[name]["n"] for name in LABELS] == [48, 46, 48]
+    assert "could not be used" not in (folder / "report.md").read_text()
 
 
 def test_a_wrong_label_is_pointed_at(survey, asked, tmp_path):

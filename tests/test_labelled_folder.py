@@ -151,6 +151,12 @@ def test_what_is_needed_is_said(folder, tmp_path):
     (tmp_path / "few.csv").write_text("spectrum,name,colour\nstar0.fits,HD1,blue\n")
     with pytest.raises(ValueError, match=r"no label we know: columns may be called teff or TEFF \[K\]"):
         config(folder, tmp_path / "few.csv").plan()
+    (tmp_path / "blank.csv").write_text("spectrum,name,teff,FE_H\nstar0.fits,HD1,,-9999\n")
+    needed = (
+        r"not one usable value in any row: needed are numbers of teff .* to .* K, fe_h .* dex. A star may lack some"
+    )
+    with pytest.raises(ValueError, match=needed):
+        config(folder, tmp_path / "blank.csv").plan()
     (tmp_path / "none.csv").write_text("spectrum,name,teff\nnowhere.fits,HD1,5000\n")
     with pytest.raises(ValueError, match=r"no spectrum in .* can be read .*no file nowhere.fits"):
         config(folder, tmp_path / "none.csv").plan()

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, metadata_eval_result, parse_eval_result_e
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from jinja2 import UndefinedError
 
-from spectrafm_hf import card_templates
+from spectrafm_hf import card_templates, shipped
 from spectrafm_hf.card_templates import card_environment, card_template, name_repo
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import BIN_EDGES, METHOD_NAMES, summarise, summarise_bins, summarise_subsets
@@ -212,6 +212,69 @@ def test_a_stage_of_your_own_has_a_card(stage_results):
     few_shot = render_model_card(stage_results, "3-few-shot", ON_THE_HUB)  # outside the benchmark: labels, no methods
     assert "| Teff | K | 213 |" in few_shot
     assert "| method |" not in few_shot
+
+
+SURVEYS = [
+    {
+        "name": "apogee",
+        "wavelength": [(15151.6, 15799.2), (15867.7, 16424.4)],
+        "pixel": 0.22,
+        "resolving_power": (1800, 22500),
+        "snr": (26, 447),
+        "labels": {"teff": (3519, 7029), "mg_fe": (-0.3, 0.58)},
+    },
+    {
+        "name": "optical",
+        "wavelength": [(3584.5, 9087.5)],
+        "pixel": 1.0,
+        "fwhm": (2.0, 5.0),
+        "snr": (20, 300),
+        "labels": {"teff": (3600, 7200)},
+    },
+]
+MIXED = FACTS | {
+    "labels": {"teff": (3519, 7029), "mg_fe": (-0.3, 0.58)},
+    "wavelength_range": (3500.0, 17000.0),
+    "surveys": SURVEYS,
+    "true_labels": True,
+}
+
+
+def test_a_card_of_two_surveys_tells_them_apart(stage_results):
+    card = render_model_card(stage_results, "mixed", MIXED)
+    assert "| label | unit | in training, `apogee` | in training, `optical` |\n|---|---|---|---|\n" in card
+    assert "| Teff (`teff`) | K | 3519 to 7029 | 3600 to 7200 |\n" in card
+    assert "| [Mg/Fe] (`mg_fe`) | dex | -0.3 to 0.58 | not learned |\n" in card
+    assert "| `apogee` | 15152-15799, 15868-16424 | 0.22 | lambda / FWHM 1800 to 22500 | 26 to 447 |\n" in card
+    assert "| `optical` | 3584-9088 | 1 | FWHM 2 to 5 Angstrom | 20 to 300 |\n" in card
+    assert "17000" not in card  # between the two it knows nothing
+    assert "The figures below are of whole `apogee` spectra" in card
+    assert "so were those that calibrated sigma" not in card
+    assert "so were those that calibrated" in render_model_card(stage_results | {"n_calibration": 9}, "mixed", MIXED)
+    assert "In this stage it saw synthetic spectra alone." in card
+    assert "predicted minus true value" in card
+    assert not re.search(r"nan\b|None|Undefined|\n\n\n", card)
+    assert "spectrafm finetune --labels mytable.csv --spectra folder --model runs/transfer/3-few-shot --output" in card
+
+
+def test_a_model_that_ships_is_loaded_from_the_package(stage_results, star):
+    card = render_model_card(stage_results, "mixed", MIXED | {"ships_as": "spectrafm-small"})
+    told = {"flux": star[1], "wavelength": star[0]}
+    exec(blocks(card, "python")[0], told)
+    assert told["folder"] == shipped("spectrafm-small")
+    assert "--model spectrafm-small --output" in card
+    assert "runs/transfer" not in blocks(card, "python")[1]  # where else it lies is nobody's business
+    on_the_hub = render_model_card(
+        stage_results, "mixed", MIXED | {"ships_as": "spectrafm-small", "repo": "astro/small"}
+    )
+    assert 'repo, revision = "astro/small", "main"' in blocks(on_the_hub, "python")[1]
+
+
+def test_a_bias_of_nothing_has_no_sign(stage_results):
+    stage_results["labels"]["teff"]["bias"] = -0.2
+    row = re.search(r"\| Teff \| K \|.*", render_model_card(stage_results, "1-synthetic", FACTS))[0]
+    assert "| +0 |" in row
+    assert "-0 " not in row
 
 
 def test_a_label_nobody_has_is_said_once(stage_results):

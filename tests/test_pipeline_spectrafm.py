@@ -108,7 +108,7 @@ def test_what_it_cannot_read(reader, told, message):
 
 
 def test_an_option_nobody_knows(reader):
-    with pytest.raises(ValueError, match=r"takes labels=\[...\] and batch_size beside spectra, got label\."):
+    with pytest.raises(ValueError, match=r"takes labels=\[...\], abstain and batch_size beside spectra, got label\."):
         reader(spectrum(), label=["teff"])
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_extractor, tiny_model
 from test_paper_oracle import LABEL_TOKENS, LABELS, N_ROWS, pair
 
 from spectrafm_hf import SpectraFMFeatureExtractor
-from spectrafm_hf.prediction import combine_contexts, predict_in_contexts
+from spectrafm_hf.prediction import ask, combine_contexts, predict_in_contexts, predict_on_grid, rows_on_grid
 
 
 def simulated(share, n_contexts=15, n_stars=4000, seed=0):
@@ -77,6 +77,40 @@ def test_extreme_variances_stay_finite():
     assert np.isfinite(log_var).all()
 
 
+# ---------------------------------------------------------------- noise
+
+
+def noise_alone():
+    """Attributes of a `Recalibration` that hears of the noise alone: ln factor = ln(noise / 0.01) / 10."""
+    small, hidden = 1e-4, np.zeros((8, 1))  # so small that tanh is the identity
+    hidden[6] = small
+    part = {"hidden_weight": hidden, "hidden_bias": [0.0], "output_bias": [0.0] * 3}
+    part |= {
+        "output_weight": [[0.0, 0.1 / small, 0.1 / small]],
+        "center": [0.0] * 6 + [np.log(0.01)],
+        "scale": [1.0] * 7,
+    }
+    return {"label_names": ["fe_h"], **{name: np.asarray(values).tolist() for name, values in part.items()}}
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.05])
+def test_sigma_follows_the_noise_that_the_pixels_show(noise):
+    plain, told = (tiny_extractor(recalibration=recalibration) for recalibration in (None, noise_alone()))
+    flux = 1 + noise * np.random.default_rng(0).standard_normal((20, plain.wavelength_grid.size))
+    own, found = (predict_on_grid(tiny_model(), one, flux, np.ones(flux.shape, dtype=bool)) for one in (plain, told))
+    np.testing.assert_allclose((found.sigma / own.sigma)[:, 2], (noise / 0.01) ** 0.1, rtol=0.04)
+    np.testing.assert_array_equal(found.sigma[:, :2], own.sigma[:, :2])
+
+
+def test_answers_are_chosen_together(extractor, model):
+    flux = 1 + 0.02 * np.random.default_rng(0).standard_normal((5, extractor.wavelength_grid.size))
+    rows = rows_on_grid(extractor, flux, np.ones(flux.shape, dtype=bool))
+    everyone, few = ask(model, extractor, rows, 2), ask(model, extractor, rows[3:], 2)
+    assert everyone.noise == pytest.approx(0.02, rel=0.3)
+    for one, other in zip(everyone.chosen(np.array([3, 4])), few, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 # ---------------------------------------------------------------- spectra in contexts
 
 
@@ -99,6 +133,18 @@ def test_contexts_that_hold_everything_are_the_plain_prediction():
         plain = model(**extractor.pad([extractor.tokenise(pixels)], return_tensors="pt"))
     np.testing.assert_allclose(answer.scaled_mean, plain.label_mean.numpy(), atol=1e-6)
     np.testing.assert_allclose(answer.sigma, np.exp(0.5 * plain.label_log_var.numpy()), rtol=1e-5)
+
+
+def test_scattered_contexts_are_told_the_noise_of_the_whole_spectrum():
+    """Single pixels dealt at random have no neighbours, from which a noise could be read."""
+    wavelength = 15_200 + 0.21 * np.arange(300)
+    flux = 0.8 + 0.03 * np.random.default_rng(0).standard_normal(300)
+    plain, told = (native_extractor(recalibration=recalibration) for recalibration in (None, noise_alone()))
+    own, found = (
+        predict_in_contexts(tiny_model(patch_size=1), one, [one.place(flux, wavelength)], context=20)
+        for one in (plain, told)
+    )
+    np.testing.assert_allclose((found.sigma / own.sigma)[0, 2], (0.03 / 0.01) ** 0.1, rtol=0.03)
 
 
 def test_a_star_does_not_depend_on_its_companions():

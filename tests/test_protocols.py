@@ -10,7 +10,7 @@ from spectrafm_hf.benchmark import BenchmarkPlan, coverage_interval, identity, m
 from spectrafm_hf.metrics import binomial_interval
 from spectrafm_hf.prediction import Observed
 from spectrafm_hf.protocols.apogee_window import read_window_stars
-from spectrafm_hf.protocols.combined import choose_share, combine, nearness
+from spectrafm_hf.protocols.combined import choose_share, combine, linear_answers, nearness
 from spectrafm_hf.protocols.few_labels import METHODS, Answer, Task, figures, read_by_network, sha256_of
 from spectrafm_hf.protocols.synthetic_h_band import FEW_SHOT_PIXELS, FIRST_HALF, Nature, theory_stars
 from spectrafm_hf.spectra import apogee_wavelength
@@ -107,7 +107,20 @@ def test_the_share_is_chosen_by_who_is_right_about_the_labelled_stars():
     good, bad = labels + 0.05 * rng.standard_normal(200), labels + 0.4 * rng.standard_normal(200)
     assert choose_share(bad, good, labels) > 0.7
     assert choose_share(good, bad, labels) < 0.2
-    assert choose_share(good, good, labels) == 0.0  # what cannot be told apart is decided for the network
+    assert choose_share(good, good, labels) == 0.0  # where both say the same, the network answers
+    assert choose_share(bad[:19], good[:19], labels[:19]) == 0.0  # so few stars cannot tell
+
+
+def test_linear_answers_are_exact_where_the_label_is_linear_and_left_out_ones_have_not_seen_it():
+    rng = np.random.default_rng(0)
+    inputs, weight = rng.standard_normal((80, 6)), np.arange(6.0)
+    labels = inputs @ weight + 2
+    split = [(inputs[:60], inputs[60:]), (3 * inputs[:60], 3 * inputs[60:])]
+    answers, left_out = linear_answers(split, labels[:60], seed=0)
+    np.testing.assert_allclose(answers, labels[60:], atol=0.02)
+    np.testing.assert_allclose(left_out, labels[:60], atol=0.02)
+    _, of_nothing = linear_answers(split, rng.standard_normal(60), seed=0)
+    assert np.abs(of_nothing).mean() < 0.5  # labels that the inputs do not tell are not learned by heart
 
 
 def test_figures_tell_subsets_apart_and_95_percent_by_its_own_interval(task):

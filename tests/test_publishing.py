@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from test_stages import SYNTHETIC, run
 from typer.testing import CliRunner
 
-from spectrafm_hf import cli
+from spectrafm_hf import cli, shipped
 from spectrafm_hf.hub import PUSHED_FILE
-from spectrafm_hf.publishing import card_facts, what_goes
+from spectrafm_hf.publishing import card_facts, repository_of, what_goes
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,32 @@ def test_a_stage_that_is_not_done(home):
 def test_only_learned_labels_are_promised_and_calibrated(home):
     assert list(card_facts(home / "2-observed")["labels"]) == ["fe_h"]
     assert json.loads((home / "2-observed" / "results.json").read_text())["calibrated"] == ["fe_h"]
+
+
+def test_what_a_stage_says_of_its_stars_is_passed_on(home):
+    said = {"survey": "mine", "citations": ["Me 2025"], "weaknesses": ["No dwarfs."]}
+    change(home / "1-synthetic", **said)
+    assert said.items() <= card_facts(home / "1-synthetic").items()
+    what_goes(home / "1-synthetic", "astro")
+    assert "- No dwarfs.\n" in (home / "1-synthetic" / "README.md").read_text()
+
+
+def test_a_stage_of_two_surveys_must_tell_both(home):
+    record = json.loads((home / "1-synthetic" / "stage.json").read_text())
+    change(home / "1-synthetic", recipe=record["recipe"] | {"beside": "optical"})
+    with pytest.raises(ValueError, match="lacks surveys: an older version of this package wrote it"):
+        card_facts(home / "1-synthetic")
+
+
+def test_a_name_is_not_said_twice():
+    assert repository_of("astro", "2-observed") == "astro/spectrafm-2-observed"
+    assert repository_of("astro", "spectrafm-small") == "astro/spectrafm-small"
+
+
+def test_only_the_very_model_that_ships_is_said_to_ship(home):
+    assert card_facts(home / "1-synthetic")["ships_as"] is None
+    change(home / "1-synthetic", fingerprint=json.loads((shipped() / "stage.json").read_text())["fingerprint"])
+    assert card_facts(home / "1-synthetic")["ships_as"] == "spectrafm-small"
 
 
 def test_a_dry_run_lists_sizes_and_sends_nothing(home):

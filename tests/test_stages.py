@@ -16,11 +16,14 @@ from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, WINDOW
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
-from spectrafm_hf import SpectraFMFeatureExtractor, SpectraFMForLabelPrediction, stages
+from spectrafm_hf import SpectraFMFeatureExtractor, SpectraFMForLabelPrediction, shipped, stages
+from spectrafm_hf.builders.build import build_dataset
+from spectrafm_hf.builders.synthetic import SyntheticConfig
 from spectrafm_hf.few_shot import draw_stars
 from spectrafm_hf.prediction import Observed, predict_on_grid
 from spectrafm_hf.readers.mangadap_wheel import LibrariesUnavailableError
 from spectrafm_hf.recipe import read_recipe, recipe_folder
+from spectrafm_hf.stage_data import held_out, open_dataset, training_facts
 from spectrafm_hf.stages import fingerprint, last_checkpoint, run_stage
 from spectrafm_hf.synthesis.label_tie import LabelTie
 
@@ -638,3 +641,50 @@ def test_lora_trains_adapters_and_leaves_the_model_alone(parent):
     after = adapted.unload()
     for name, parameter in after.state_dict().items():
         assert torch.equal(parameter, before[name]), name
+
+
+# ---------------------------------------------------------------- what a card is told of a stage of two surveys
+
+
+@pytest.fixture(scope="module")
+def of_two_surveys(tmp_path_factory):
+    """Facts of the recipes of the model that ships, with a small dataset."""
+    folder = tmp_path_factory.mktemp("mixed") / "h-band"
+    build_dataset([SyntheticConfig(n=300)], folder, progress=False)
+    stage, _ = read_recipe(recipe_folder() / "spectrafm-small-1.yaml", use_cpu=True, dataset=str(folder))
+    dataset = open_dataset(stage)
+    extractor = AutoFeatureExtractor.from_pretrained(shipped())
+    return stage, training_facts(stage, dataset, extractor, []), held_out(stage, dataset, extractor)
+
+
+def test_each_survey_has_wavelengths_sharpness_noise_and_labels_of_its_own(of_two_surveys):
+    h_band, optical = of_two_surveys[1]["surveys"]
+    assert [(round(low), round(high)) for low, high in optical["wavelength"]] == [(3584, 9088)]
+    assert len(h_band["wavelength"]) == 3  # detectors
+    assert all(15_100 < low < high < 17_000 for low, high in h_band["wavelength"])
+    assert (h_band["resolving_power"], optical["fwhm"]) == ([1800, 22_500], [2.0, 5.0])
+    assert (h_band["pixel"], optical["pixel"]) == (0.22, 1.0)
+    assert optical["snr"] == [20, 300]  # as the recipe has it: theory's noise is none beside it
+    assert list(h_band["labels"]) == ["teff", "logg", "fe_h", "mg_fe", "o_fe"]
+    assert list(optical["labels"]) == ["teff", "logg", "fe_h"]
+    assert optical["labels"]["teff"] == pytest.approx((3600, 7200), abs=20)
+    assert optical["labels"]["fe_h"] == pytest.approx((-2.5, 0.5), abs=0.02)
+
+
+def test_noise_comes_on_top_of_that_of_the_dataset(of_two_surveys):
+    """Variances add."""
+    stage, facts, _ = of_two_surveys
+    lowest, highest = (
+        (own**-2 + more**-2) ** -0.5 for own, more in zip(facts["snr_range"], stage.conditions["snr"], strict=True)
+    )
+    assert facts["surveys"][0]["snr"] == [round(lowest), round(highest)]
+
+
+def test_words_tell_both_surveys_and_what_is_shown(of_two_surveys):
+    _, facts, judged_by = of_two_surveys
+    assert facts["training_data"] == (
+        "the training split of h-band, streamed (survey apogee), and beside each star another one, synthesised for the "
+        "survey optical; shown whole (40%), through a window of neighbouring pixels (40%) or as 16 scattered patches "
+        "of 32 pixels (20%)"
+    )
+    assert judged_by.what.endswith("spectra of the validation split of h-band, 15152-16944 vacuum Angstrom")

@@ -116,19 +116,33 @@ class FolderConfig(SpectraConfig):
 
         for name in ("ra", "dec", "snr", "velocity"):
             stars[name] = numbers(name)
-        found = []
         for label in LABELS:
             values = published_label(label.name, numbers(label.name, label.apogee_column.lower()))
             errors = numbers(f"{label.name}_err", f"{label.apogee_column.lower()}_err")
             stars[label.name], stars[f"{label.name}_err"] = values, published_error(errors, values)
-            found.append(np.isfinite(values).any())
-        if not any(found):
-            raise ValueError(
-                f"{self.table} has no label we know: columns may be called "
-                f"{', '.join(f'{label.name} or {label.apogee_column} [{label.unit}]' for label in LABELS)}; "
-                f"it has {', '.join(table)}."
-            )
+        self._check_labels(stars, lower)
         return stars
+
+    def _check_labels(self, stars: Mapping[str, np.ndarray], lower: Mapping[str, str]) -> None:
+        """Refuse a table without a single label; one that a star lacks is NaN, and the star is kept.
+
+        Raises:
+            ValueError: No column of labels, or none with a value that can be one.
+        """
+        if any(np.isfinite(stars[label.name]).any() for label in LABELS):
+            return
+        there = [label for label in LABELS if {label.name, label.apogee_column.lower()} & lower.keys()]
+        if there:
+            ranges = ", ".join(f"{one.name} {one.valid[0]:g} to {one.valid[1]:g} {one.unit}" for one in there)
+            raise ValueError(
+                f"{self.table} has columns of labels, but not one usable value in any row: needed are numbers of "
+                f"{ranges}. A star may lack some labels, but not all stars all of them; look at units and blanks."
+            )
+        raise ValueError(
+            f"{self.table} has no label we know: columns may be called "
+            f"{', '.join(f'{label.name} or {label.apogee_column} [{label.unit}]' for label in LABELS)}; "
+            f"it has {', '.join(lower.values())}."
+        )
 
     def _column(self, lower: Mapping[str, str], given: str | None, usual: Sequence[str], what: str, option: str) -> str:
         name = next((lower[one] for one in ([given.lower()] if given else usual) if one in lower), None)

@@ -185,6 +185,7 @@ def tune(
     model.set_attn_implementation("eager")
     train(model, extractor, rows, training, name, last_checkpoint(output))
     model.set_attn_implementation("sdpa")
+    extractor.sigma_factors, extractor.recalibration = {}, None  # were of the parent's answers
     extractor.save_pretrained(output)
     model.save_pretrained(output)
     return output
