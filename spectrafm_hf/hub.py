@@ -61,7 +61,10 @@ PUSHED_FILE = "pushed.json"
 
 WEIGHTS, CONFIG, EXTRACTOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CHECKPOINT_FILES = (CONFIG, EXTRACTOR, WEIGHTS)
-BESIDE = (LIMITS, "README.md", "results.json", "stage.json", "label_tie.json", "figures/*.png", ".eval_results/*.yaml")
+BESIDE = (
+    LIMITS, "README.md", "report.md", "results.json", "stage.json", "label_tie.json", "figures/*.png",
+    ".eval_results/*.yaml",
+)  # fmt: skip
 """What of a stage's folder is published beside the checkpoint itself; nothing else is."""
 DATASET_FILES = ("README.md", "*.json", "*.csv", "**/*.parquet")
 
