@@ -314,8 +314,8 @@ def reason(check: str, trained: TrainedRange, seen: Evidence, row: int, label_na
     match check:
         case "coverage":
             return (
-                f"{n_good} good pixels, {seen.n_outside[row]} of them where no training spectrum had any; those had "
-                f"{trained.n_good:.0f} or more in {where}"
+                f"{n_good} good pixels, {seen.n_outside[row]} of them where no training spectrum had any; whole ones "
+                f"had {trained.n_good:.0f} or more in {where}"
             )
         case "resolution":
             least, most = trained.resolving_power or (np.nan, np.nan)

@@ -12,8 +12,8 @@ and of the model itself, see `protocols.evidence`:
     lines                does it read the right lines?
     ood                  does it notice what it was not trained for?
 
-What is finished is kept on disk: a second run does nothing twice, a killed one goes on. Which stars were learned from
-and asked about stands in manifest.json, with a SHA-256 of every list.
+What is finished is kept on disk: a second run fits nothing twice, a killed one goes on. Which stars were drawn and
+asked about stands in manifest.json, with a SHA-256 of every list.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from tqdm import tqdm
 
 from .answers import load_answer, save_answer
 from .builders.libraries import load_library
 from .builders.parquet_layout import write_json
 from .builders.splits import Split
-from .checkpoints import located
+from .checkpoints import SHIPPED, located
 from .labels import get_label
-from .metrics import METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
+from .metrics import METAL_POOR_BELOW, METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
 from .plots import plot_benchmark
 from .protocols.apogee_window import apogee_window_task
 from .protocols.evidence import EVIDENCE, Evidence
@@ -47,6 +46,7 @@ from .protocols.few_labels import (
     LABEL,
     MAIN_SIZE,
     METHODS,
+    OURS,
     SEEDS_OF_SLOW,
     SIZES,
     SLOW,
@@ -85,12 +85,13 @@ class BenchmarkPlan:
         model: Pre-trained model: one that ships, a folder or a Hub repository.
         n_seeds: Draws of the N stars, numbered from 0.
         protocols: Names of `PARTS`.
-        methods: Names of `few_labels.METHODS`; None = all.
+        methods: Names of `few_labels.METHODS`; None = all. benchmark.json then tells of these alone.
         window_stars: File of the protocol apogee_window; None = the protocol is left out, and says so.
         dr17: Of the protocol paper: APOGEE DR17, see `protocols.paper`; None likewise.
         n_processes: Fits beside each other.
-        budget: Factor on what is trained; below 1 for a trial.
-        development: Ask about validation stars instead of test stars, while something is still being chosen.
+        budget: Factor on what is made and trained in paper_synthetic, paper and the evidence; below 1 for a trial.
+        development: Ask about validation stars instead of test stars, while something is still being chosen. Protocols
+            that have test stars alone are left out.
     """
 
     output: Path
@@ -159,13 +160,13 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
     """Results and manifest of one protocol."""
     folder = plan.output / name
     folder.mkdir(exist_ok=True)
+    if plan.development and name != "optical":
+        return left_out("it has no validation stars, and nothing may be chosen by its test stars")
     sizes: Sequence[int] = SIZES
     extra: dict[str, Any] = {}
     if name == "apogee_window":
         if plan.window_stars is None:
-            why = "needs a file of real window stars: --window-stars FILE.npz (see protocols/apogee_window.py)"
-            logger.info("  left out: %s", why)
-            return {"left_out": why, "methods": {}}, {}
+            return left_out("needs a file of real window stars: --window-stars FILE.npz (protocols/apogee_window.py)")
         task, sizes = apogee_window_task(plan.start, plan.window_stars, folder), (MAIN_SIZE,)
     elif name == "optical":
         split: Split = "validation" if plan.development else "test"
@@ -175,16 +176,19 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
         task, extra = across_instruments_task(plan.start, folder / "2-observed", *libraries)
         sizes = (MAIN_SIZE,)
     elif name == "paper":
-        if plan.dr17 is None or plan.development:
-            why = "needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (see protocols/paper.py)"
-            why = "the paper's split has no validation stars" if plan.development else why
-            logger.info("  left out: %s", why)
-            return {"left_out": why, "methods": {}}, {}
+        if plan.dr17 is None:
+            return left_out("needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (protocols/paper.py)")
         task = paper_task(plan.start, folder, plan.dr17, plan.budget, plan.n_processes)
         sizes = (MAIN_SIZE,)
     else:
-        task = paper_synthetic_task(plan.start, folder / "2-observed", plan.budget)
+        task = paper_synthetic_task(plan.start, folder, plan.budget)
     return compare(plan, task, sizes) | extra, task.manifest(range(plan.n_seeds), sizes)
+
+
+def left_out(why: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Results and manifest of a protocol that cannot run here."""
+    logger.info("  left out: %s", why)
+    return {"left_out": why, "methods": {}}, {}
 
 
 # ---------------------------------------------------------------- every method on every draw
@@ -225,10 +229,10 @@ def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Jo
     """Every method's answer for every draw; a sentence where a method cannot learn from so few stars."""
     folder = plan.output / task.name / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    origin = identity(task)
+    origin = {method: identity(task, method) for method in plan.methods or METHODS}
 
     def place(job: Job) -> tuple[Path, str]:
-        key = hashlib.sha256(f"{origin}:{job}:{task.draw(job.n_stars, job.seed)}".encode()).hexdigest()
+        key = hashlib.sha256(f"{origin[job.method]}:{job}:{task.draw(job.n_stars, job.seed)}".encode()).hexdigest()
         return folder / f"{job.method}-{job.n_stars}-{job.seed}.npz", key
 
     answers: dict[Job, Answer | str] = {}
@@ -263,15 +267,24 @@ def _run(plan: BenchmarkPlan, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer
             yield done.result()
 
 
-def identity(task: Task) -> str:
-    """SHA-256 of the network, the stars and their pixels: of all that an answer hangs on, but the draw."""
-    found = hashlib.sha256(task.name.encode())
-    for parameter in task.model.parameters():
-        found.update(parameter.detach().float().numpy().tobytes())
+def identity(task: Task, method: str) -> str:
+    """SHA-256 of what a method's answers hang on, but the draw: the stars and how their pixels are prepared, and, for
+    those that have it, the network with its extractor and anchors, or the number of synthetic spectra."""
+    prepared = task.extractor.to_dict()
+    parts: list[bytes | np.ndarray] = [task.name.encode()]
+    if method in (*OURS, "transformer_scratch"):
+        parts += [task.model.config.to_json_string().encode(), *task.anchors]
+        parts += [parameter.detach().float().numpy() for parameter in task.model.parameters()]
+    else:
+        prepared = {name: value for name, value in prepared.items() if name not in ("sigma_factors", "recalibration")}
+    if method == "mlp_pretrained":
+        parts.append(str(task.n_synthetic).encode())
+    parts.append(json.dumps(prepared, default=str, sort_keys=True).encode())
     for stars in (task.pool, task.test):
-        found.update("\n".join(stars.star_ids).encode())
-        for array in (stars.flux, stars.good, stars.labels):
-            found.update(np.ascontiguousarray(array).tobytes())
+        parts += ["\n".join(stars.star_ids).encode(), stars.flux, stars.good, stars.labels, stars.label_errors]
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
     return found.hexdigest()
 
 
@@ -293,6 +306,8 @@ def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, 
     main = str(MAIN_SIZE)
     return {
         "what": task.what,
+        "model": plan.model if plan.model in SHIPPED else Path(plan.start).name,
+        "budget": plan.budget,
         "n_stars": MAIN_SIZE,
         "n_test": len(task.test.star_ids),
         "seeds": list(range(plan.n_seeds)),
@@ -306,8 +321,10 @@ def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, 
 def over_seeds(task: Task, answers: Mapping[int, Answer]) -> dict[str, Any]:
     """Means over the draws, each draw apart, and how sure the RMSE and the coverages are."""
     per_seed = [{"seed": seed, **figures(task, answer)} for seed, answer in answers.items()]
+    truth = task.test.labels[:, task.column()]
+    squared = np.stack([(answer.mean - truth) ** 2 for answer in answers.values()])
     told: dict[str, Any] = {"per_seed": per_seed}
-    for subset in SUBSETS:
+    for subset, chosen in subsets(truth).items():
         every = [record[subset] for record in per_seed]
         mean: dict[str, Any] = {
             key: None if every[0][key] is None else float(np.mean([figure[key] for figure in every]))
@@ -315,27 +332,43 @@ def over_seeds(task: Task, answers: Mapping[int, Answer]) -> dict[str, Any]:
         }
         mean["n"] = every[0]["n"]
         if every[0]["rmse"] is not None:
-            mean["rmse_ci95"] = mean_interval([figure["rmse"] for figure in every])
-            for interval, probability in NOMINAL_COVERAGE.items():
-                mean[f"{interval}_ci95"] = list(coverage_interval(mean[interval], mean["n"], probability))
+            mean["rmse_ci95"] = rmse_interval(squared[:, chosen])
+            for interval in NOMINAL_COVERAGE:
+                mean[f"{interval}_ci95"] = list(coverage_interval(mean[interval], mean["n"]))
         told[subset] = mean
     return told
+
+
+def subsets(truth: np.ndarray) -> dict[str, np.ndarray]:
+    """`all`, `metal_poor`, `metal_rich` -> which stars, by their [Fe/H], dex."""
+    poor, rich = truth < METAL_POOR_BELOW, truth >= METAL_POOR_BELOW
+    return dict(zip(SUBSETS, (poor | rich, poor, rich), strict=True))
 
 
 def without_draws(figure: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figure.items() if key != "per_seed"}
 
 
-def mean_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean over draws (Student's t); None of one draw."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return [float(np.mean(values) - half), float(np.mean(values) + half)]
+def rmse_interval(squared: np.ndarray, n_resamplings: int = 1000) -> list[float]:
+    """95 % interval of the mean RMSE over draws, if both the draws and the stars asked about had been others.
+
+    A percentile bootstrap over both; the same stars are asked after every draw, so they are resampled together.
+
+    Args:
+        squared: Squared residuals, shape (n_draws, n_stars).
+        n_resamplings: 1,000 fix the ends to about 3 % of the interval.
+    """
+    rng, (n_draws, n_stars) = np.random.default_rng(0), squared.shape
+    found = []
+    for _ in range(n_resamplings):
+        times = np.bincount(rng.integers(n_stars, size=n_stars), minlength=n_stars)
+        rmse = np.sqrt(squared @ times / n_stars)
+        found.append(rmse[rng.integers(n_draws, size=n_draws)].mean())
+    return [float(end) for end in np.quantile(found, [0.025, 0.975])]
 
 
-def coverage_interval(share: float, n: int, nominal: float) -> tuple[float, float]:
-    """95 % interval of a share of n stars (Clopper & Pearson 1934): the draws share their test stars, so n is not
+def coverage_interval(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n stars (`metrics.binomial_interval`): the draws share their test stars, so n is not
     more for many of them."""
     return binomial_interval(round(share * n), n, 0.95)
 
@@ -359,7 +392,8 @@ def label_figures(plan: BenchmarkPlan, task: Task) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """One table per protocol, as text: RMSE over the draws, and the 95 % interval of its mean."""
+    """One table per protocol, as text: RMSE over the draws, and the 95 % interval of its mean, see
+    `rmse_interval`."""
     lines = []
     for name, told in results["protocols"].items():
         if not told["methods"]:

@@ -313,7 +313,7 @@ def benchmark(
         bool, typer.Option("--development", help="Ask about validation stars, while something is being chosen.")
     ] = False,
 ) -> None:
-    """Compare the model with what it must beat: same stars, same pixels, every star learned from or asked about.
+    """Compare the model with what it must beat, on the same labelled stars and pixels.
 
     Example: `spectrafm benchmark --output runs/benchmark --protocol optical --seeds 3`
     """
@@ -340,7 +340,7 @@ def benchmark(
 
 @app.command()
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help="Of a finished stage that mixed two surveys.")],
+    folder: Annotated[Path, typer.Argument(help="Of a finished stage that mixed two surveys.", exists=True)],
     n_stars: Annotated[int, typer.Option(min=3000, help="Unseen synthetic stars of each survey.")] = 10_000,
 ) -> None:
     """Learn from unseen synthetic stars how far a pre-trained model is off, and what it was not trained for.

@@ -15,6 +15,7 @@ from .collation import ObservedSpectra
 from .configuration_spectrafm import SpectraFMConfig
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .labels import get_label
+from .metrics import known_errors
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
@@ -89,9 +90,8 @@ def transformer_from_scratch(
             out_of_fold[check][:, left_out] = watch.seen[sorted(set(steps)).index(step)]
     residual = out_of_fold[:, 0] - learn.labels[:, column]
     best = int(np.argmin(np.mean(residual**2, axis=1)))
-    factor = model_sigma(residual[best], np.full(n_stars, get_label(LABEL).default_error)) / float(
-        np.sqrt(np.mean(out_of_fold[best, 1] ** 2))
-    )
+    errors = known_errors(get_label(LABEL), learn.label_errors[:, column], np.ones(n_stars, dtype=bool))
+    factor = model_sigma(residual[best], errors) / float(np.sqrt(np.mean(out_of_fold[best, 1] ** 2)))
     model = fit(np.arange(n_stars), max(batch, int(showings[best] * n_stars)), [], "    all stars")
     mean, sigma = answer(model, test, slice(None))
     return mean, factor * sigma

@@ -137,7 +137,7 @@ def new_model(stage: StageArguments, extractor: SpectraFMFeatureExtractor) -> Sp
 
 
 def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, SpectraFMFeatureExtractor]:
-    """The parent's model and extractor.
+    """The parent's model and extractor, without the parent's recalibration.
 
     Raises:
         ValueError: The folder or repository does not hold a SpectraFM model.
@@ -152,6 +152,7 @@ def load_parent(stage: StageArguments) -> tuple[SpectraFMForLabelPrediction, Spe
             f"the parent {name} predicts {', '.join(extractor.label_names)}, but the recipe asks it to learn "
             f"{', '.join(sorted(unknown))}; correct `labels:`, or begin without a parent."
         )
+    extractor.recalibration = None  # it was fitted to the parent's answers
     return model, extractor
 
 

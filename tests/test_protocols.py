@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 from conftest import tiny_extractor, tiny_model, two_instruments
 
-from spectrafm_hf.benchmark import BenchmarkPlan, coverage_interval, identity, mean_interval, run_benchmark, table
-from spectrafm_hf.metrics import binomial_interval
+from spectrafm_hf.benchmark import BenchmarkPlan, coverage_interval, identity, rmse_interval, run_benchmark, table
 from spectrafm_hf.prediction import Observed
 from spectrafm_hf.protocols.apogee_window import read_window_stars
 from spectrafm_hf.protocols.combined import choose_share, combine, linear_answers, nearness
 from spectrafm_hf.protocols.few_labels import METHODS, Answer, Task, figures, read_by_network, sha256_of
-from spectrafm_hf.protocols.synthetic_h_band import FEW_SHOT_PIXELS, FIRST_HALF, Nature, theory_stars
+from spectrafm_hf.protocols.synthetic_h_band import (
+    FEW_SHOT_PIXELS,
+    FIRST_HALF,
+    Nature,
+    stage_folder,
+    theory_stars,
+    tune,
+)
 from spectrafm_hf.spectra import apogee_wavelength
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
 from spectrafm_hf.synthesis.instrument import ApogeeConditions
@@ -205,18 +211,59 @@ def test_windows_are_those_of_the_paper():
 # ---------------------------------------------------------------- the command
 
 
-def test_intervals():
-    low, high = mean_interval([0.30, 0.32, 0.34])
-    assert low < 0.32 < high
-    assert (high - low) / 2 == pytest.approx(4.303 * 0.02 / np.sqrt(3), rel=1e-3)  # Student's t, two degrees of freedom
-    assert mean_interval([0.3]) is None
-    assert coverage_interval(0.68, 100, 0.6827) == binomial_interval(68, 100, 0.95)
+def test_the_interval_of_an_rmse_counts_stars_and_draws():
+    """Of Gaussian errors the RMSE of n stars is known to 1 / sqrt(2 n), however many draws they are asked after."""
+    rng = np.random.default_rng(0)
+    errors = 0.2 * rng.standard_normal(200)
+    same = rmse_interval(np.tile(errors**2, (10, 1)))
+    assert same[0] < np.sqrt(np.mean(errors**2)) < same[1]
+    assert same[1] - same[0] == pytest.approx(2 * 1.96 * 0.2 / np.sqrt(400), rel=0.2)
+    draws = rmse_interval(np.outer(np.linspace(0.5, 2.0, 10), errors**2))
+    assert draws[1] - draws[0] > 1.3 * (same[1] - same[0])
 
 
-def test_an_answer_is_known_by_network_stars_and_pixels(task):
-    assert identity(task) == identity(task)
-    other = Task("trial", "", tiny_model(seed=1), task.extractor, task.pool, task.test, task.anchors)
-    assert identity(other) != identity(task)
+def test_the_interval_of_a_share_holds_what_was_asked():
+    low, high = coverage_interval(0.68, 100)
+    assert 0.57 < low < 0.60 < 0.68 < 0.75 < high < 0.78
+    assert coverage_interval(0.68, 10_000)[1] - coverage_interval(0.68, 10_000)[0] < 0.02
+
+
+def test_an_answer_is_known_by_all_it_hangs_on_and_by_nothing_else(task):
+    other_network = replace(task, model=tiny_model(seed=1))
+    other_sigma = replace(task, extractor=tiny_extractor())
+    other_sigma.extractor.sigma_factors = {"fe_h": [2.0, 2.0]}
+    other_pixels = replace(task, test=replace(task.test, flux=task.test.flux * 1.01))
+    other_errors = replace(task, pool=replace(task.pool, label_errors=2 * task.pool.label_errors))
+    for changed, network, linear in (
+        (other_network, True, False), (other_sigma, True, False),
+        (other_pixels, True, True), (other_errors, True, True),
+    ):  # fmt: skip
+        assert (identity(changed, "spectrafm") != identity(task, "spectrafm")) == network
+        assert (identity(changed, "ridge") != identity(task, "ridge")) == linear
+    assert identity(replace(task, n_synthetic=9), "mlp_pretrained") != identity(task, "mlp_pretrained")
+
+
+def test_while_something_is_being_chosen_no_test_star_is_asked(tmp_path):
+    parts = ("paper_synthetic", "across_instruments", "apogee_window", "paper")
+    results = run_benchmark(BenchmarkPlan(tmp_path, protocols=parts, development=True))
+    assert all("no validation stars" in results["protocols"][name]["left_out"] for name in parts)
+
+
+def test_a_stage_2_is_taken_for_done_only_when_it_is_and_only_for_its_parent(tmp_path):
+    for name, seed in (("one", 0), ("other", 1)):
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+        tiny_extractor().save_pretrained(tmp_path / name)
+    folders = [stage_folder(str(tmp_path / name), tmp_path, told) for name in ("one", "other") for told in ("a", "b")]
+    assert len(set(folders)) == 4
+    assert stage_folder(str(tmp_path / "one"), tmp_path, "a") == folders[0]
+    folders[0].mkdir()
+    (folders[0] / "model.safetensors").write_bytes(b"half")
+
+    def began(extractor):
+        raise InterruptedError("it began")
+
+    with pytest.raises(InterruptedError):
+        tune(str(tmp_path / "one"), folders[0], began, 32, "stage 2")
 
 
 def test_unknown_protocols_and_methods_are_refused(tmp_path):
@@ -249,6 +296,7 @@ def test_a_run_writes_its_schema_and_does_nothing_twice(task, tmp_path, monkeypa
 
     monkeypatch.setattr("spectrafm_hf.benchmark._answer", refuse)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / "predictions").glob("*.npz")}
+    assert len(kept) == 18  # 5 methods, 2 sizes, 2 draws, but for the Cannon of 10 stars
     again = run_benchmark(replace(plan, n_processes=1, methods=methods[:3]))
     assert again["protocols"]["optical"]["methods"]["ridge"] == told["methods"]["ridge"]
     assert kept == {path: path.stat().st_mtime_ns for path in kept}

@@ -2,7 +2,7 @@
 
     python -m training.ship runs/spectrafm-small --dataset runs/synthetic-3 --to spectrafm_hf/checkpoints/NAME
 
-Takes about five minutes on one core, and the MILES library (`make transfer` fetches it). Of MILES it looks at the
+Takes about ten minutes on one core, and the MILES library (`make transfer` fetches it). Of MILES it looks at the
 training and validation stars, never at the test stars.
 """
 
@@ -38,9 +38,11 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Of the finished stage.")],
     dataset: Annotated[Path, typer.Option(help="The dataset it streamed, for what the card says of it.")],
     to: Annotated[Path, typer.Option(help="Folder that ships.")],
-    n_stars: Annotated[int, typer.Option(min=3000, help="Unseen synthetic stars of each survey.")] = 10_000,
+    n_stars: Annotated[int, typer.Option(min=3000, help="Unseen synthetic stars of each survey.")] = 20_000,
 ) -> None:
-    to.mkdir(parents=True, exist_ok=True)
+    final, to = to, to.with_name(f"{to.name}.unfinished")  # whole or not at all
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
     for name in FILES:
         shutil.copyfile(folder / name, to / name)
     fit_trust(to, n_stars)
@@ -60,7 +62,9 @@ def main(
     write_json(to / "results.json", results)
     draw_learning_curve(record, to / "figures" / "learning_curve.png")
     write_card(to, results, card_facts(to))
-    print(f"{to} is ready to ship")
+    shutil.rmtree(final, ignore_errors=True)
+    to.rename(final)
+    print(f"{final} is ready to ship")
 
 
 def weaknesses(model: SpectraFMForLabelPrediction, extractor: SpectraFMFeatureExtractor) -> list[str]:

@@ -61,7 +61,7 @@ def linear_answers(
 
 
 def choose_share(network: np.ndarray, linear: np.ndarray, labels: np.ndarray) -> float:
-    """How much of the linear answer is best for the labelled stars, left out one by one; 0 of fewer than 20 stars.
+    """How much of the linear answer is best for the labelled stars, each left out once; 0 of fewer than 20 stars.
 
     Args:
         network, linear: Left-out answers for the labelled stars, shape (n,).

@@ -1,7 +1,8 @@
 """One comparison: every method learns one label from the same N stars and pixels, and is asked about the same others.
 
-Draws of the N stars are numbered by seeds. A method sees its N stars and, if it is pre-trained, synthetic spectra; no
-choice is made by any other star. What a task consists of is written into a manifest, star by star.
+Draws of the N stars are numbered by seeds. A method chooses by its N stars and by synthetic spectra alone. Before, it
+has seen nothing, or, if it is pre-trained, synthetic spectra; ours has had its stage 2 as well, with real light that
+each task tells of. What a task consists of is written into a manifest, star by star.
 """
 
 from __future__ import annotations

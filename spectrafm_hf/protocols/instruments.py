@@ -2,7 +2,7 @@
 
 Stage 2 sees the training stars of MILES from 3,600 to 7,400 Angstrom. STELIB has other pixels, another resolution, its
 own calibration and telluric bands. A star of both libraries is in one split by its name, so the STELIB stars asked
-about are those that no training saw in either library.
+about are those that neither training nor calibration saw in either library.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def across_instruments_task(start: str, output: Path, miles: Library, stelib: Li
     """[Fe/H] of STELIB stars that nobody has seen, and pairs of spectra of the same stars.
 
     Returns:
-        The task; and `pairs`, `pairs_unseen` (of stars that stage 2 has not seen either) and `pairs_zero_shot` (by the
-        model of synthetic spectra alone), see `compare_pairs`.
+        The task; and `pairs`, `pairs_unseen` (of stars that stage 2 and its calibration have not seen) and
+        `pairs_zero_shot` (by the model of synthetic spectra alone), see `compare_pairs`.
     """
     model, extractor = load_pretrained(stage_2(start, output, WINDOW))
     by_name = {star.star_id: star for star in miles.spectra}
     common = [star for star in stelib.spectra if star.star_id in by_name]
-    unseen = [star for star in common if split_of(star.star_id) != "train"]
+    unseen = [star for star in common if split_of(star.star_id) == "test"]
 
     def both(stars: Sequence[Spectrum]) -> tuple[list[Spectrum], Sequence[Spectrum]]:
         return [by_name[star.star_id] for star in stars], stars
@@ -93,14 +93,15 @@ def across_instruments_task(start: str, output: Path, miles: Library, stelib: Li
         "pairs_unseen": compare_pairs(model, extractor, *both(unseen)),
         "pairs_zero_shot": compare_pairs(*load_pretrained(start), *both(common)),
     }
-    asked = [star for star in stelib.spectra if split_of(star.star_id) != "train"]
+    asked = [star for star in stelib.spectra if split_of(star.star_id) == "test"]
     few_shot, _ = read_recipe(recipe_folder() / "3-few-shot.yaml", model=start)
-    anchors = SyntheticSpectra(extractor, 600, ANCHOR_SEED, window=WINDOW)
+    anchors = SyntheticSpectra(extractor, few_shot.n_anchors, ANCHOR_SEED, window=WINDOW, **synthesis(few_shot))
     _, flux, good = anchors.on_grid(range(len(anchors)))
     task = Task(
         name="across_instruments",
-        what=f"[Fe/H] of {len(asked)} STELIB stars that no training saw in either library, learned from MILES, "
-        f"{WINDOW[0]:.0f}-{WINDOW[1]:.0f} vacuum Angstrom.",
+        what=f"[Fe/H] of {len(asked)} STELIB stars that nothing saw in either library, "
+        f"{WINDOW[0]:.0f}-{WINDOW[1]:.0f} vacuum Angstrom. Ours has learned from all "
+        f"{len(miles.split('train'))} training stars of MILES there, the others from the N.",
         model=model,
         extractor=extractor,
         pool=Observed.from_spectra(miles.split("train"), extractor, WINDOW),

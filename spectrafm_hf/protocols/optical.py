@@ -57,7 +57,8 @@ def optical_task(start: str, output: Path, library: Library, split: Split = "tes
     return Task(
         name="optical",
         what=f"[Fe/H] of {len(asked.flux)} MILES stars ({split} split) from {low:.0f}-{high:.0f} vacuum Angstrom; "
-        f"labelled stars from the training split, [Fe/H] > {lowest_fe_h(few_shot):g}.",
+        f"labelled stars from the training split, [Fe/H] > {lowest_fe_h(few_shot):g}. Ours has seen all "
+        f"{len(pool.flux)} training stars in the blue before, with their labels.",
         model=model,
         extractor=extractor,
         pool=pool,

@@ -8,6 +8,7 @@ real spectra in the first half of the band, and the last stage from N stars with
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ N_OBSERVED, N_POOL, N_TEST = 1500, 800, 2000
 
 N_SPECTRA, N_ANCHORS = 8000, 600
 NATURE_SEED = 20_411
+DONE_MARK = "stage-2-is-done"
 MLP_SEED = 3
 PUBLISHED_ERRORS = {"teff": 60.0, "logg": 0.08, "fe_h": 0.03, "mg_fe": 0.03, "o_fe": 0.04}
 """1-sigma of the labels of nature's catalogue, K and dex: as large as those of APOGEE DR19's pipeline."""
@@ -146,13 +148,23 @@ def theory_stars(extractor: SpectraFMFeatureExtractor, ends: np.ndarray) -> Call
     return drawn
 
 
+def stage_folder(start: str, output: Path, *told: str) -> Path:
+    """A folder in `output`, named by the weights of `start` and by whatever else a stage 2 hangs on."""
+    model, _ = load_pretrained(start)
+    found = hashlib.sha256("\n".join(told).encode())
+    for weight in model.parameters():
+        found.update(np.ascontiguousarray(weight.detach().numpy()).tobytes())
+    return output / f"2-observed-{found.hexdigest()[:8]}"
+
+
 def stage_2(start: str, output: Path, nature: Nature, n_observed: int, n_spectra: int) -> Path:
     """The pre-trained model after nature's stars in the first half of the band; trained if it is not there yet."""
+    folder = stage_folder(start, output, str(nature), str(n_observed), str(n_spectra))
 
     def stars(extractor: SpectraFMFeatureExtractor) -> Observed:
         return only_pixels(extractor, nature.stars(extractor, n_observed, 0.05, seed=1, prefix="observed-"), FIRST_HALF)
 
-    return tune(start, output, stars, n_spectra, "paper_synthetic, stage 2")
+    return tune(start, folder, stars, n_spectra, "paper_synthetic, stage 2")
 
 
 def tune(
@@ -167,7 +179,7 @@ def tune(
         n_spectra: Shown in all, half of them real.
         name: For people.
     """
-    if (output / "model.safetensors").is_file():
+    if (output / DONE_MARK).is_file():
         return output
     set_seed(0)
     model, extractor = load_pretrained(start)
@@ -188,6 +200,7 @@ def tune(
     extractor.sigma_factors, extractor.recalibration = {}, None  # were of the parent's answers
     extractor.save_pretrained(output)
     model.save_pretrained(output)
+    (output / DONE_MARK).touch()  # the last thing, so that a killed run is not taken for a finished one
     return output
 
 
@@ -196,7 +209,7 @@ def paper_synthetic_task(start: str, output: Path, budget: float = 1.0) -> Task:
 
     Args:
         start: Pre-trained model.
-        output: Folder of stage 2.
+        output: Folder of what is made once.
         budget: Factor on stars and spectra; below 1 for a trial.
     """
     nature = Nature()
@@ -220,7 +233,7 @@ def paper_synthetic_task(start: str, output: Path, budget: float = 1.0) -> Task:
         anchors=(anchors.flux, anchors.good),
         fe_h_above=-1.0,
         synthetic=theory_stars(extractor, apogee_wavelength()[FEW_SHOT_PIXELS][[0, -1]]),
-        folder=output.parent,
+        folder=output,
         n_synthetic=max(round(budget * N_SYNTHETIC), MLPPretraining.CHUNK),
     )
 
