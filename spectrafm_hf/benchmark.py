@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 from tqdm import tqdm
 
 from .answers import load_answer, save_answer
@@ -67,6 +68,8 @@ PROTOCOLS = ("paper_synthetic", "optical", "across_instruments", "apogee_window"
 PARTS = (*PROTOCOLS, *EVIDENCE)
 """Of a benchmark; each may be run alone."""
 SUBSETS = ("all", "metal_poor", "metal_rich")
+REFERENCE = "spectrafm"
+"""The others are compared with it."""
 PAPER = {
     "source": "Koblischke & Bovy 2024, recomputed from its published predictions; RMSE of [Fe/H] in dex, 100 stars, "
     "512 pixels of real APOGEE spectra",
@@ -297,11 +300,13 @@ def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, 
     by_n: dict[str, Any] = {}
     for n_stars in sizes:
         told: dict[str, Any] = {}
+        ours: dict[int, Answer] = {}
         for method in plan.methods or METHODS:
             mine = {job.seed: a for job, a in answers.items() if (job.method, job.n_stars) == (method, n_stars)}
             refused = [a for a in mine.values() if isinstance(a, str)]
             found = {seed: a for seed, a in sorted(mine.items()) if isinstance(a, Answer)}
-            told[method] = {"left_out": refused[0]} if refused else over_seeds(task, found)
+            ours = found if method == REFERENCE else ours
+            told[method] = {"left_out": refused[0]} if refused else over_seeds(task, found, ours)
         by_n[str(n_stars)] = told
     main = str(MAIN_SIZE)
     return {
@@ -318,11 +323,16 @@ def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, 
     }
 
 
-def over_seeds(task: Task, answers: Mapping[int, Answer]) -> dict[str, Any]:
-    """Means over the draws, each draw apart, and how sure the RMSE and the coverages are."""
+def over_seeds(task: Task, answers: Mapping[int, Answer], ours: Mapping[int, Answer]) -> dict[str, Any]:
+    """Means over the draws, each draw apart, and how sure the RMSE and the coverages are.
+
+    `rmse_ci95` is for other draws and other stars, `rmse_ci95_draws` for other draws of these stars. All methods are
+    asked about the same stars, so that their difference is known better than either: `minus_spectrafm_ci95`.
+    """
     per_seed = [{"seed": seed, **figures(task, answer)} for seed, answer in answers.items()]
     truth = task.test.labels[:, task.column()]
     squared = np.stack([(answer.mean - truth) ** 2 for answer in answers.values()])
+    of_ours = np.stack([(ours[seed].mean - truth) ** 2 for seed in answers]) if set(answers) <= set(ours) else None
     told: dict[str, Any] = {"per_seed": per_seed}
     for subset, chosen in subsets(truth).items():
         every = [record[subset] for record in per_seed]
@@ -332,7 +342,11 @@ def over_seeds(task: Task, answers: Mapping[int, Answer]) -> dict[str, Any]:
         }
         mean["n"] = every[0]["n"]
         if every[0]["rmse"] is not None:
-            mean["rmse_ci95"] = rmse_interval(squared[:, chosen])
+            resampled = resampled_rmse(squared[:, chosen])
+            mean["rmse_ci95"] = central_95(resampled)
+            mean["rmse_ci95_draws"] = mean_interval([figure["rmse"] for figure in every])
+            if of_ours is not None:
+                mean["minus_spectrafm_ci95"] = central_95(resampled - resampled_rmse(of_ours[:, chosen]))
             for interval in NOMINAL_COVERAGE:
                 mean[f"{interval}_ci95"] = list(coverage_interval(mean[interval], mean["n"]))
         told[subset] = mean
@@ -349,14 +363,15 @@ def without_draws(figure: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figure.items() if key != "per_seed"}
 
 
-def rmse_interval(squared: np.ndarray, n_resamplings: int = 1000) -> list[float]:
-    """95 % interval of the mean RMSE over draws, if both the draws and the stars asked about had been others.
+def resampled_rmse(squared: np.ndarray, n_resamplings: int = 1000) -> np.ndarray:
+    """Mean RMSE over draws, if both the draws and the stars asked about had been others, shape (n_resamplings,).
 
-    A percentile bootstrap over both; the same stars are asked after every draw, so they are resampled together.
+    A bootstrap over both; the same stars are asked after every draw, so they are resampled together. Arrays of one
+    shape are resampled alike.
 
     Args:
         squared: Squared residuals, shape (n_draws, n_stars).
-        n_resamplings: 1,000 fix the ends to about 3 % of the interval.
+        n_resamplings: 1,000 fix the ends of a 95 % interval to about 3 % of it.
     """
     rng, (n_draws, n_stars) = np.random.default_rng(0), squared.shape
     found = []
@@ -364,7 +379,19 @@ def rmse_interval(squared: np.ndarray, n_resamplings: int = 1000) -> list[float]
         times = np.bincount(rng.integers(n_stars, size=n_stars), minlength=n_stars)
         rmse = np.sqrt(squared @ times / n_stars)
         found.append(rmse[rng.integers(n_draws, size=n_draws)].mean())
-    return [float(end) for end in np.quantile(found, [0.025, 0.975])]
+    return np.array(found)
+
+
+def central_95(resampled: np.ndarray) -> list[float]:
+    return [float(end) for end in np.quantile(resampled, [0.025, 0.975])]
+
+
+def mean_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean over draws (Student's t); None of one draw."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
 def coverage_interval(share: float, n: int) -> tuple[float, float]:
@@ -393,7 +420,7 @@ def label_figures(plan: BenchmarkPlan, task: Task) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """One table per protocol, as text: RMSE over the draws, and the 95 % interval of its mean, see
-    `rmse_interval`."""
+    `resampled_rmse`."""
     lines = []
     for name, told in results["protocols"].items():
         if not told["methods"]:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from conftest import tiny_extractor, tiny_model, two_instruments
 
-from spectrafm_hf.benchmark import BenchmarkPlan, coverage_interval, identity, rmse_interval, run_benchmark, table
+from spectrafm_hf.benchmark import (
+    BenchmarkPlan,
+    central_95,
+    coverage_interval,
+    identity,
+    mean_interval,
+    resampled_rmse,
+    run_benchmark,
+    table,
+)
 from spectrafm_hf.prediction import Observed
 from spectrafm_hf.protocols.apogee_window import read_window_stars
 from spectrafm_hf.protocols.combined import choose_share, combine, linear_answers, nearness
@@ -215,11 +224,27 @@ def test_the_interval_of_an_rmse_counts_stars_and_draws():
     """Of Gaussian errors the RMSE of n stars is known to 1 / sqrt(2 n), however many draws they are asked after."""
     rng = np.random.default_rng(0)
     errors = 0.2 * rng.standard_normal(200)
-    same = rmse_interval(np.tile(errors**2, (10, 1)))
+    same = central_95(resampled_rmse(np.tile(errors**2, (10, 1))))
     assert same[0] < np.sqrt(np.mean(errors**2)) < same[1]
     assert same[1] - same[0] == pytest.approx(2 * 1.96 * 0.2 / np.sqrt(400), rel=0.2)
-    draws = rmse_interval(np.outer(np.linspace(0.5, 2.0, 10), errors**2))
+    draws = central_95(resampled_rmse(np.outer(np.linspace(0.5, 2.0, 10), errors**2)))
     assert draws[1] - draws[0] > 1.3 * (same[1] - same[0])
+
+
+def test_a_difference_between_two_methods_is_known_better_than_either():
+    rng = np.random.default_rng(0)
+    errors = 0.2 * rng.standard_normal((1, 200)) + 0.02 * rng.standard_normal((10, 200))
+    worse = 1.1 * errors
+    low, high = central_95(resampled_rmse(worse**2) - resampled_rmse(errors**2))
+    assert 0 < low < 0.1 * np.sqrt(np.mean(errors**2)) < high
+    apart = central_95(resampled_rmse(errors**2))
+    assert high - low < 0.3 * (apart[1] - apart[0])
+
+
+def test_the_interval_over_draws():
+    low, high = mean_interval([0.30, 0.32, 0.34])
+    assert (high - low) / 2 == pytest.approx(4.303 * 0.02 / np.sqrt(3), rel=1e-3)  # Student's t, two degrees of freedom
+    assert mean_interval([0.3]) is None
 
 
 def test_the_interval_of_a_share_holds_what_was_asked():

@@ -25,14 +25,11 @@ from ..metrics import risk_coverage
 from ..modeling_spectrafm import SpectraFMForLabelPrediction
 from ..plots import plot_risk_coverage
 from ..prediction import Predicted, ask
-from ..synthesis.surveys import SURVEYS
-from ..trust import judge_trust
+from ..synthesis.surveys import SURVEYS, SurveyConditions
+from ..trust import STREAMED, judge_trust, read_recipe_of
 from ..wrong_inputs import FAMILIES, ood_auroc
 
 EVIDENCE = ("calibration", "lines", "ood")
-LOOKED_AT = ("apogee", "optical")
-"""Surveys whose synthetic stars the model is shown."""
-
 N_JUDGED, N_EXPLAINED, N_STRANGE = 5000, 32, 300
 """Stars of each survey for coverage; giants, and as many dwarfs, for the lines; spectra of each wrong kind."""
 
@@ -103,12 +100,19 @@ class Evidence:
         return told["lines"] | {"attention": attention, "wrong_lines": told["wrong_lines"], "n_stars": told["n_stars"]}
 
     def ood(self) -> dict[str, Any]:
-        """How often a wrong input is the stranger one of it and a good spectrum: the lower value of two surveys."""
+        """How often a wrong input is the stranger one of it and a good spectrum: the lower value of two surveys.
+
+        Both are observed as in training.
+        """
         if not (self.folder / FILE_NAME).is_file():
             return {"left_out": f"the model has no {FILE_NAME}; make it with: spectrafm calibrate {self.start}"}
         limits = Applicability.load(self.folder)
-        n = self._some(N_STRANGE, 20)
-        per_survey = {name: ood_auroc(*self.network, limits, SURVEYS[name], n) for name in LOOKED_AT}
+        n, recipe = self._some(N_STRANGE, 20), read_recipe_of(self.folder)
+        conditions = {STREAMED: recipe["conditions"], recipe["beside"]: recipe["beside_conditions"]}
+        per_survey = {
+            name: ood_auroc(*self.network, limits, SURVEYS[name], n, conditions=SurveyConditions(**told))
+            for name, told in conditions.items()
+        }
         lowest = {family: min(told[family] for told in per_survey.values()) for family in FAMILIES}
         return lowest | {"per_survey": per_survey, "n_spectra": n, "risk_coverage": self.abstention(limits)}
 
