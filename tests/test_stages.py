@@ -204,6 +204,21 @@ def test_stage_leaves_a_folder_that_hugging_face_loads(parent):
     assert len(extractor.flux_center) == extractor.wavelength_grid.size
 
 
+def test_a_child_does_not_answer_with_what_was_learned_of_its_parents_errors(parent, tmp_path):
+    extractor = AutoFeatureExtractor.from_pretrained(parent)
+    n = 2 * len(extractor.label_names) + 1
+    extractor.recalibration = {
+        "label_names": ["fe_h"], "center": [0.0] * n, "scale": [1.0] * n, "hidden_weight": [[0.0]] * (n + 1),
+        "hidden_bias": [0.0], "output_weight": [[0.0] * 3], "output_bias": [5.0, 0.0, 0.0],
+    }  # fmt: skip
+    SpectraFMForLabelPrediction.from_pretrained(parent).save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    assert AutoFeatureExtractor.from_pretrained(tmp_path).recalibration is not None
+    stage, _ = read_recipe(recipe_folder() / "3-few-shot.yaml", model=str(tmp_path))
+    _, of_child = stages.load_parent(stage)
+    assert of_child.recalibration is None
+
+
 def test_stage_says_what_it_did(parent):
     record = json.loads((parent / "stage.json").read_text())
     assert record["stage"] == "1-synthetic"
