@@ -331,3 +331,14 @@ def test_window_stars_need_their_arrays(tmp_path):
     np.savez(tmp_path / "stars.npz", wavelength=np.arange(3.0), flux=np.ones((2, 3)))
     with pytest.raises(ValueError, match="lacks labels, label_names, apogee_id"):
         read_window_stars(tmp_path / "stars.npz", ["teff"])
+
+
+def test_window_stars_need_their_label_and_lose_what_is_no_label(tmp_path):
+    stored = {"wavelength": np.arange(3.0), "flux": np.ones((2, 3)), "apogee_id": ["2M1", "2M2"]}
+    np.savez(tmp_path / "a.npz", **stored, labels=[[4500.0], [5000.0]], label_names=["TEFF"])
+    with pytest.raises(ValueError, match="needs a label FE_H, its label_names are TEFF"):
+        read_window_stars(tmp_path / "a.npz", ["teff"])
+    np.savez(tmp_path / "b.npz", **stored, labels=[[4500.0, -9999.0], [5000.0, 0.1]], label_names=["TEFF", "FE_H"])
+    names, _, _, labels = read_window_stars(tmp_path / "b.npz", ["fe_h", "teff", "mg_fe"])
+    assert names == ["2M1", "2M2"]
+    np.testing.assert_array_equal(labels, [[np.nan, 4500.0, np.nan], [0.1, 5000.0, np.nan]])

@@ -1,7 +1,8 @@
 """APOGEE, real: a hundred giants seen through a window of a hundred pixels, five labels.
 
-The file is an .npz with `wavelength` (n_pixels,), vacuum Angstrom, `flux` and `flux_err` (n_stars, n_pixels), `labels`
-(n_stars, n_labels) with their `label_names`, and `apogee_id`. It does not come with the package.
+The file is an .npz with `wavelength` (n_pixels,), vacuum Angstrom, `flux` (n_stars, n_pixels), `labels` (n_stars,
+n_labels) with their `label_names` as APOGEE has them (FE_H must be there), and `apogee_id`. It does not come with the
+package.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..hub import load_pretrained
-from ..labels import LABELS
+from ..labels import LABELS, get_label
 from ..prediction import Observed
-from .few_labels import Task, sha256_of
+from .few_labels import LABEL, Task, sha256_of
 from .synthetic_h_band import nature_of_theory, only_wavelengths, theory_stars
 
 N_ANCHORS = 600
@@ -21,20 +22,23 @@ NEEDED = ("wavelength", "flux", "labels", "label_names", "apogee_id")
 
 
 def read_window_stars(path: Path, extractor_names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Names, wavelength, flux and labels (n_stars, n_labels) in the order asked for, NaN = not there.
+    """Names, wavelength, flux and labels (n_stars, n_labels) in the order asked for, NaN = not there or not valid.
 
     Raises:
-        ValueError: The file lacks an array, or its labels have unknown names.
+        ValueError: The file lacks an array, or no label of it is FE_H.
     """
     with np.load(path, allow_pickle=False) as stored:
         if missing := [name for name in NEEDED if name not in stored]:
             raise ValueError(f"{path.name} lacks {', '.join(missing)}; needed are {', '.join(NEEDED)}.")
         names = [str(name).upper() for name in stored["label_names"]]
         columns = {label.name: names.index(label.apogee_column) for label in LABELS if label.apogee_column in names}
+        if LABEL not in columns:
+            raise ValueError(f"{path.name} needs a label FE_H, its label_names are {', '.join(names)}.")
         labels = np.full((len(stored["labels"]), len(extractor_names)), np.nan)
         for place, name in enumerate(extractor_names):
             if name in columns:
-                labels[:, place] = stored["labels"][:, columns[name]]
+                values, (low, high) = stored["labels"][:, columns[name]], get_label(name).valid
+                labels[:, place] = np.where((values >= low) & (values <= high), values, np.nan)  # -9999 = none
         return [str(star) for star in stored["apogee_id"]], stored["wavelength"], stored["flux"], labels
 
 
