@@ -137,6 +137,9 @@ def test_what_is_saved_is_whole_and_loads(trusted, untrusted):
     extractor = SpectraFMFeatureExtractor.from_pretrained(trusted)
     assert extractor.recalibration["label_names"] == extractor.label_names
     assert extractor.sigma_factors == FACTORS  # not used, and not lost
+    told = json.loads((trusted / "stage.json").read_text())
+    assert told["recipe"] == RECIPE
+    assert f"calibrated on {N_STARS} whole synthetic stars" in told["calibration"]
     assert (trusted / "model.safetensors").read_bytes() == (untrusted / "model.safetensors").read_bytes()
 
 

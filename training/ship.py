@@ -52,10 +52,6 @@ def main(
     streamed = open_dataset(stage)
     facts = training_facts(stage, streamed, extractor, [])
     record |= {name: value for name, value in facts.items() if name != "datasets"}
-    record["calibration"] = (
-        f"Intervals of all labels were calibrated on {n_stars:,} whole synthetic stars of each survey that no training "
-        f"saw, and on half as many shown in parts: conformalised quantile regression for the central 68.27 % and 95 %."
-    )
     record["weaknesses"] = weaknesses(model, extractor)
     write_json(to / "stage.json", record)
     results = judge(model, extractor, held_out(stage, streamed, extractor), calibrate=False, learned=stage.labels)
