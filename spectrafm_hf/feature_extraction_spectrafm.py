@@ -1054,4 +1054,5 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     def to_json_string(self) -> str:
         """The same as text, one parameter per line: a list of thousands of pixels is one line, too."""
         told = json.loads(super().to_json_string())
-        return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in told.items()) + "\n}\n"
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
