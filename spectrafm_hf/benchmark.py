@@ -37,9 +37,9 @@ from .answers import load_answer, save_answer
 from .builders.libraries import load_library
 from .builders.parquet_layout import write_json
 from .builders.splits import Split
-from .checkpoints import SHIPPED, located
+from .checkpoints import located
 from .labels import get_label
-from .metrics import METAL_POOR_BELOW, METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, summarise
+from .metrics import METHOD_NAMES, NOMINAL_COVERAGE, binomial_interval, subsets, summarise
 from .plots import plot_benchmark
 from .protocols.apogee_window import apogee_window_task
 from .protocols.evidence import EVIDENCE, Evidence
@@ -311,7 +311,7 @@ def compare(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[str, 
     main = str(MAIN_SIZE)
     return {
         "what": task.what,
-        "model": plan.model if plan.model in SHIPPED else Path(plan.start).name,
+        "model": Path(plan.start).name,
         "budget": plan.budget,
         "n_stars": MAIN_SIZE,
         "n_test": len(task.test.star_ids),
@@ -342,21 +342,16 @@ def over_seeds(task: Task, answers: Mapping[int, Answer], ours: Mapping[int, Ans
         }
         mean["n"] = every[0]["n"]
         if every[0]["rmse"] is not None:
-            resampled = resampled_rmse(squared[:, chosen])
+            asked = chosen & np.isfinite(truth)
+            resampled = resampled_rmse(squared[:, asked])
             mean["rmse_ci95"] = central_95(resampled)
             mean["rmse_ci95_draws"] = mean_interval([figure["rmse"] for figure in every])
             if of_ours is not None:
-                mean["minus_spectrafm_ci95"] = central_95(resampled - resampled_rmse(of_ours[:, chosen]))
+                mean["minus_spectrafm_ci95"] = central_95(resampled - resampled_rmse(of_ours[:, asked]))
             for interval in NOMINAL_COVERAGE:
                 mean[f"{interval}_ci95"] = list(coverage_interval(mean[interval], mean["n"]))
         told[subset] = mean
     return told
-
-
-def subsets(truth: np.ndarray) -> dict[str, np.ndarray]:
-    """`all`, `metal_poor`, `metal_rich` -> which stars, by their [Fe/H], dex."""
-    poor, rich = truth < METAL_POOR_BELOW, truth >= METAL_POOR_BELOW
-    return dict(zip(SUBSETS, (poor | rich, poor, rich), strict=True))
 
 
 def without_draws(figure: Mapping[str, Any]) -> dict[str, Any]:

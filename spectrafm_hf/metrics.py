@@ -26,6 +26,9 @@ MAD_TO_SIGMA = 1.4826
 METAL_POOR_BELOW = -1.0
 """[Fe/H] in dex: a star below it is metal-poor, any other one metal-rich (the paper's border, Fig. 4)."""
 
+TRUE_LABEL_ERROR = 1e-9
+"""Of a synthetic label, K and dex: as good as none; 0 would mean that nobody has told it."""
+
 NOMINAL_COVERAGE = {"coverage68": 0.6827, "coverage95": 0.95}
 """Central probability each interval should hold. They reach to 1.0000 and 1.9600 sigma."""
 
@@ -390,12 +393,20 @@ def summarise_subsets(
     Raises:
         ValueError: As in `summarise`.
     """
-    chosen = {
-        "all": np.ones(np.shape(truth), dtype=bool),
-        "metal_poor": np.asarray(fe_h) < METAL_POOR_BELOW,
-        "metal_rich": np.asarray(fe_h) >= METAL_POOR_BELOW,
+    return {
+        name: _summarise_chosen(label, stars, predicted, truth, sigma, truth_err)
+        for name, stars in subsets(np.asarray(fe_h)).items()
     }
-    return {name: _summarise_chosen(label, stars, predicted, truth, sigma, truth_err) for name, stars in chosen.items()}
+
+
+def subsets(fe_h: np.ndarray) -> dict[str, np.ndarray]:
+    """`all`, `metal_poor`, `metal_rich` -> which stars, (n_stars,).
+
+    Args:
+        fe_h: Their [Fe/H], dex, shape (n_stars,); one without it (NaN) is in `all` only.
+    """
+    everyone = np.ones(fe_h.shape, dtype=bool)
+    return {"all": everyone, "metal_poor": fe_h < METAL_POOR_BELOW, "metal_rich": fe_h >= METAL_POOR_BELOW}
 
 
 def summarise_bins(

@@ -164,6 +164,15 @@ def ask(
     return Answers(*map(np.concatenate, zip(*answers, strict=True)))
 
 
+def rows_of(extractor: SpectraFMFeatureExtractor, spectra: Sequence[Spectrum]) -> list[dict[str, np.ndarray]]:
+    """Whole spectra as `ask` takes them, with their resolving power where they tell a line-spread function."""
+    power = [None if s.fwhm is None else s.wavelength / s.fwhm for s in spectra]
+    return [
+        extractor.tokenise(extractor.place(s.flux, s.wavelength, s.bad_pixel, None, told))
+        for s, told in zip(spectra, power, strict=True)
+    ]
+
+
 def rows_on_grid(
     extractor: SpectraFMFeatureExtractor, flux: np.ndarray, good: np.ndarray
 ) -> list[dict[str, np.ndarray]]:

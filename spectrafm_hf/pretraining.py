@@ -27,6 +27,10 @@ STRENGTH_PIXELS = 300.0
 """Likewise of an error of the opacities: 60 Angstrom."""
 
 
+STREAMED = "apogee"
+"""Survey of the dataset that a recipe with `beside:` streams."""
+
+
 @dataclass(frozen=True)
 class Contexts:
     """How much of a spectrum is shown at once; every spectrum draws.
@@ -241,7 +245,7 @@ class MixedRows:
         theory: ObservingConditions,
         misjudged: float = 0.3,
         label_error: float = 0.01,
-        survey: str = "apogee",
+        survey: str = STREAMED,
     ):
         self.extractor, self.seed = extractor, seed
         self.streamed = Shower(extractor, SURVEYS[survey], contexts, label_error)

@@ -26,10 +26,10 @@ from .few_shot import draw_stars
 from .hub import attempt, check_dataset, explained
 from .labels import get_label
 from .loading import RowEncoder, numbers, stream_encoded, stream_rows
-from .metrics import summarise_labels
+from .metrics import TRUE_LABEL_ERROR, summarise_labels
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import Observed, Predicted, ask, rows_on_grid
-from .pretraining import Contexts, MixedRows
+from .pretraining import STREAMED, Contexts, MixedRows
 from .recipe import StageArguments
 from .spectra import Spectrum
 from .synthesis.label_tie import LabelTie
@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 SIGMA_TO_FWHM = 2.354820
 """Of a Gaussian."""
-
-STREAMED_SURVEY = SURVEYS["apogee"]
-"""Of a recipe with `beside:`, see `MixedRows`."""
 
 HELD_OUT_SEED = 1_000_003
 """Of synthetic stars for that: no recipe's seed."""
@@ -359,8 +356,7 @@ def judge(
             rest = np.arange(len(answers.mean))
     answer = Predicted.of(extractor, *answers.chosen(rest))
     truth = judged_by.labels[rest]
-    # A true label has an error that is as good as none; 0 would mean "not published".
-    errors = np.full(truth.shape, 1e-9) if judged_by.errors is None else judged_by.errors[rest]
+    errors = np.full(truth.shape, TRUE_LABEL_ERROR) if judged_by.errors is None else judged_by.errors[rest]
     return {
         "protocol": f"Labels of {judged_by.what}"
         + (f"; {n_calibration} of them calibrated the uncertainties and do not count here." if n_calibration else "."),
@@ -459,7 +455,7 @@ def _mixed_facts(stage: StageArguments, beside: Survey, streamed: Mapping[str, A
     return {
         "surveys": [
             {
-                **_degraded(STREAMED_SURVEY, SurveyConditions(**stage.conditions), noise),
+                **_degraded(SURVEYS[STREAMED], SurveyConditions(**stage.conditions), noise),
                 "labels": {name: streamed["label_ranges"][name] for name in stage.labels},
             },
             {
@@ -467,7 +463,7 @@ def _mixed_facts(stage: StageArguments, beside: Survey, streamed: Mapping[str, A
                 "labels": {name: drawn[name] for name in stage.labels if name in drawn},
             },
         ],
-        "training_data": f"{streamed['training_data']} (survey {STREAMED_SURVEY.name}), and beside each star another "
+        "training_data": f"{streamed['training_data']} (survey {STREAMED}), and beside each star another "
         f"one, synthesised for the survey {beside.name}; shown whole ({shown.whole:.0%}), through a window of "
         f"neighbouring pixels ({shown.window:.0%}) or as {shown.n_patches} scattered patches of {shown.patch_pixels} "
         f"pixels ({patches:.0%})",

@@ -39,6 +39,7 @@ from .labels import get_label
 from .metrics import (
     METAL_POOR_BELOW,
     METHOD_NAMES,
+    TRUE_LABEL_ERROR,
     summarise_bins,
     summarise_labels,
     summarise_subsets,
@@ -336,7 +337,7 @@ def stage_results(
         labels, flux, good = observed.labels, observed.flux, observed.good
         what = f"all {len(flux)} held-out MILES stars"
     answer = predict_on_grid(model, extractor, flux, good)
-    errors = np.full(labels.shape, 1e-9) if stage.data == "synthetic" else None  # a synthetic label has no error
+    errors = np.full(labels.shape, TRUE_LABEL_ERROR) if stage.data == "synthetic" else None
     return {
         "protocol": f"Labels of {what}, from {stage.window[0]:.0f}-{stage.window[1]:.0f} vacuum Angstrom.",
         **summarise_labels(extractor.label_names, answer.mean, labels, answer.sigma, errors),

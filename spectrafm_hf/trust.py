@@ -21,18 +21,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .applicability import Applicability, place
-from .builders.parquet_layout import whole_file
+from .builders.parquet_layout import whole_file, write_json
 from .builders.synthetic import BLOCK, SyntheticConfig
 from .calibration import FEWEST_FOR_REGRESSION, recalibration
 from .collation import Row
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .hub import EXTRACTOR, load_pretrained
 from .labels import MISSING_LABEL
-from .metrics import reliability, summarise_calibration
+from .metrics import TRUE_LABEL_ERROR, reliability, summarise_calibration
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .plots import plot_reliability
 from .prediction import Answers, Predicted, ask
-from .pretraining import Contexts, MixedRows
+from .pretraining import STREAMED, Contexts, MixedRows
 from .synthesis.observing import ObservingConditions
 from .synthesis.surveys import SURVEYS, SurveyConditions
 
@@ -40,9 +40,6 @@ FIT_SEED, JUDGE_SEED = 7_000_003, 7_000_103
 """Of stars that calibrate, and of those that judge: no training's and no benchmark's."""
 
 RECORD = "stage.json"
-
-STREAMED = "apogee"
-"""Survey of the dataset that a recipe streams."""
 
 METAL_POOR_SHARE, EXTRA_SCATTER = 0.3, 0.03
 """See `synthesis.dr17_sampler.Dr17LabelSampler`; abundances scatter as in the training of the model that ships."""
@@ -53,9 +50,6 @@ N_FOR_LIMITS = 2000
 WHOLE = Contexts(whole=1.0, window=0.0)
 
 BATCH_SIZE = 64
-
-TRUE_LABEL_ERROR = 1e-9
-"""K and dex: as good as none; 0 would mean that nobody has told it."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +185,7 @@ def fit_trust(folder: str | Path, n_per_survey: int = 10_000, seed: int = FIT_SE
         "training saw, and on half as many shown in parts: conformalised quantile regression for the central 68.27 % "
         "and 95 %."
     )
-    with whole_file(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(folder / RECORD, record)
 
 
 def judge_trust(

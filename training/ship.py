@@ -24,7 +24,7 @@ from spectrafm_hf.hub import load_pretrained
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import summarise_labels
 from spectrafm_hf.modeling_spectrafm import SpectraFMForLabelPrediction
-from spectrafm_hf.prediction import Predicted, ask
+from spectrafm_hf.prediction import Predicted, ask, rows_of
 from spectrafm_hf.publishing import card_facts, draw_learning_curve, write_card
 from spectrafm_hf.recipe import StageArguments
 from spectrafm_hf.stage_data import held_out, judge, open_dataset, training_facts
@@ -67,11 +67,7 @@ def weaknesses(model: SpectraFMForLabelPrediction, extractor: SpectraFMFeatureEx
     """What real stars say of a model that has seen none."""
     library = load_library("miles")
     stars = [*library.split("train"), *library.split("validation")]
-    rows = [
-        extractor.tokenise(extractor.place(s.flux, s.wavelength, s.bad_pixel, None, s.wavelength / s.fwhm))
-        for s in stars
-    ]
-    answer = Predicted.of(extractor, *ask(model, extractor, rows, 64))
+    answer = Predicted.of(extractor, *ask(model, extractor, rows_of(extractor, stars), 64))
     columns = [extractor.label_names.index(name) for name in REAL_LABELS]
     truth = np.array([[star.labels[name] for name in REAL_LABELS] for star in stars])
     found = summarise_labels(

@@ -24,9 +24,10 @@ from ..labels import get_label
 from ..metrics import risk_coverage
 from ..modeling_spectrafm import SpectraFMForLabelPrediction
 from ..plots import plot_risk_coverage
-from ..prediction import Predicted, ask
+from ..prediction import Predicted, ask, rows_of
+from ..pretraining import STREAMED
 from ..synthesis.surveys import SURVEYS, SurveyConditions
-from ..trust import STREAMED, judge_trust, read_recipe_of
+from ..trust import judge_trust, read_recipe_of
 from ..wrong_inputs import FAMILIES, ood_auroc
 
 EVIDENCE = ("calibration", "lines", "ood")
@@ -93,7 +94,7 @@ class Evidence:
 
     def lines(self) -> dict[str, Any]:
         """Areas under the ROC curve: the causal ones (`explain.sensitivity`), and those of attention beside them."""
-        found = explain(*self.network, SURVEYS["apogee"], n_stars=self._some(N_EXPLAINED, 4))
+        found = explain(*self.network, SURVEYS[STREAMED], n_stars=self._some(N_EXPLAINED, 4))
         found.save_figures(self.output / "figures")
         told = found.to_dict()
         attention = {f"{label}_auc": score["attention_auc"] for label, score in told["scores"].items()}
@@ -125,10 +126,7 @@ class Evidence:
         model, extractor = self.network
         library, label = load_library("miles"), get_label("fe_h")
         stars = [*library.split("train"), *library.split("validation")]
-        rows = [
-            extractor.tokenise(extractor.place(s.flux, s.wavelength, s.bad_pixel, None, s.wavelength / s.fwhm))
-            for s in stars
-        ]
+        rows = rows_of(extractor, stars)
         answers = ask(model, extractor, rows, 64)
         column = extractor.label_names.index("fe_h")
         told = Predicted.of(extractor, *answers)
