@@ -16,6 +16,9 @@ that training covered (`TrainedRange`), the one in which most good pixels of a s
 
 The last two rows are `reconstruction`, which asks the Cannon grid and not the network. A model that does not predict
 Teff, log g and [Fe/H] all three goes without them.
+
+A window cut out of a good spectrum fails `coverage` as well: it need not be wrong, but limits that were fitted on
+whole spectra cannot vouch for it.
 """
 
 from __future__ import annotations
@@ -266,6 +269,23 @@ def trained_ranges(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return [(float(run[0]), float(run[-1])) for run in np.split(wavelength, gaps)]
 
 
+def ranges_of_labels(
+    rows: Sequence[Row], labels: np.ndarray, label_names: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Where the spectra that have a label lie, see `trained_ranges`; a label that none has is not there.
+
+    Args:
+        rows: Prepared spectra.
+        labels: Theirs, shape (n_spectra, n_labels), NaN = missing.
+        label_names: Of the columns.
+    """
+    found = {}
+    for name, column in zip(label_names, np.asarray(labels).T, strict=True):
+        if having := [row for row, known in zip(rows, np.isfinite(column), strict=True) if known]:
+            found[name] = trained_ranges(having)
+    return found
+
+
 def good_wavelengths(row: Row) -> np.ndarray:
     return row["wavelength"][row["attention_mask"] > 0]
 
@@ -313,10 +333,18 @@ def reason(check: str, trained: TrainedRange, seen: Evidence, row: int, label_na
     where = f"{trained.low:.0f}-{trained.high:.0f} vacuum Angstrom"
     match check:
         case "coverage":
-            return (
-                f"{n_good} good pixels, {seen.n_outside[row]} of them where no training spectrum had any; whole ones "
-                f"had {trained.n_good:.0f} or more in {where}"
-            )
+            said = []
+            if 2 * n_good < trained.n_good:
+                said.append(
+                    f"{n_good} good pixels, where whole spectra had {trained.n_good:.0f} or more in {where}: a window "
+                    "need not be wrong, but the limits are those of whole spectra and cannot vouch for it"
+                )
+            if 10 * seen.n_outside[row] > n_good:
+                said.append(
+                    f"{seen.n_outside[row]} of its {n_good} good pixels lie where no training spectrum had any, "
+                    f"outside {where}"
+                )
+            return "; ".join(said)
         case "resolution":
             least, most = trained.resolving_power or (np.nan, np.nan)
             own = seen.sharpest[row] if seen.sharpest[row] > most else seen.dullest[row]

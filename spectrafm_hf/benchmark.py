@@ -23,7 +23,7 @@ import json
 import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,13 +48,13 @@ from .protocols.few_labels import (
     MAIN_SIZE,
     METHODS,
     OURS,
-    SEEDS_OF_SLOW,
     SIZES,
     SLOW,
     Answer,
     Task,
     figures,
     read_by_network,
+    seeds_of,
 )
 from .protocols.instruments import across_instruments_task
 from .protocols.optical import optical_task
@@ -165,24 +165,22 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
     folder.mkdir(exist_ok=True)
     if plan.development and name != "optical":
         return left_out("it has no validation stars, and nothing may be chosen by its test stars")
-    sizes: Sequence[int] = SIZES
+    sizes = SIZES if name == "optical" else (MAIN_SIZE,)
     extra: dict[str, Any] = {}
     if name == "apogee_window":
         if plan.window_stars is None:
             return left_out("needs a file of real window stars: --window-stars FILE.npz (protocols/apogee_window.py)")
-        task, sizes = apogee_window_task(plan.start, plan.window_stars, folder), (MAIN_SIZE,)
+        task = apogee_window_task(plan.start, plan.window_stars, folder)
     elif name == "optical":
         split: Split = "validation" if plan.development else "test"
         task = optical_task(plan.start, folder / "2-observed", load_library("miles"), split)
     elif name == "across_instruments":
         libraries = load_library("miles"), load_library("stelib")
         task, extra = across_instruments_task(plan.start, folder / "2-observed", *libraries)
-        sizes = (MAIN_SIZE,)
     elif name == "paper":
         if plan.dr17 is None:
             return left_out("needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (protocols/paper.py)")
         task = paper_task(plan.start, folder, plan.dr17, plan.budget, plan.n_processes)
-        sizes = (MAIN_SIZE,)
     else:
         task = paper_synthetic_task(plan.start, folder, plan.budget)
     return compare(plan, task, sizes) | extra, task.manifest(range(plan.n_seeds), sizes)
@@ -206,13 +204,10 @@ class Job:
     seed: int
 
 
-def jobs_of(plan: BenchmarkPlan, sizes: Sequence[int]) -> Iterator[Job]:
+def jobs_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> Iterator[Job]:
     for method in plan.methods or METHODS:
         for n_stars in sizes:
-            n_seeds = plan.n_seeds
-            if method in SLOW and n_stars != MAIN_SIZE:
-                n_seeds = min(n_seeds, SEEDS_OF_SLOW)
-            yield from (Job(method, n_stars, seed) for seed in range(n_seeds))
+            yield from (Job(method, n_stars, seed) for seed in seeds_of(method, n_stars, task.name, plan.n_seeds))
 
 
 _TASK: list[Task] = []
@@ -240,7 +235,7 @@ def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Jo
 
     answers: dict[Job, Answer | str] = {}
     open_jobs = []
-    for job in jobs_of(plan, sizes):
+    for job in jobs_of(plan, task, sizes):
         kept = load_answer(*place(job))
         if kept is None:
             open_jobs.append(job)
@@ -248,12 +243,12 @@ def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Jo
             answers[job] = Answer(*kept)
     if open_jobs:
         _ = task.read, task.pixels  # once, before processes are forked
-    if any(job.method == "mlp_pretrained" for job in open_jobs) and task.synthetic is not None:
-        _ = task.mlp
+        if task.folder is None and any(job.method == "mlp_pretrained" for job in open_jobs) and not task.mlp_is_ready:
+            _ = task.mlp
     _TASK[:] = [task]
     # The long ones first, so that no process is left alone with one at the end.
     open_jobs.sort(key=lambda job: (job.method not in SLOW, -job.n_stars))
-    for job, answer in tqdm(_run(plan, open_jobs), total=len(open_jobs), desc=f"  {task.name}", unit=" fit"):
+    for job, answer in tqdm(_run(plan, task, open_jobs), total=len(open_jobs), desc=f"  {task.name}", unit=" fit"):
         answers[job] = answer
         if isinstance(answer, Answer):
             save_answer(*place(job), (answer.mean, answer.sigma, answer.sigma95))
@@ -261,19 +256,36 @@ def answers_of(plan: BenchmarkPlan, task: Task, sizes: Sequence[int]) -> dict[Jo
     return answers
 
 
-def _run(plan: BenchmarkPlan, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer | str]]:
+def _run(plan: BenchmarkPlan, task: Task, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer | str]]:
+    """Answers as they come. What the MLP learns before it sees a star is learned beside the fits of other methods."""
     if plan.n_processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(_answer, jobs)
         return
     with ProcessPoolExecutor(plan.n_processes, mp_context=multiprocessing.get_context("fork")) as pool:
-        for done in as_completed([pool.submit(_answer, job) for job in jobs]):
-            yield done.result()
+        waiting = [job for job in jobs if job.method == "mlp_pretrained" and not task.mlp_is_ready]
+        pretraining = pool.submit(_pretrain) if waiting else None
+        running: set[Future[Any]] = {pool.submit(_answer, job) for job in jobs if job not in waiting}
+        running |= {pretraining} if pretraining else set()
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                if future is pretraining:
+                    future.result()
+                    running |= {pool.submit(_answer, job) for job in waiting}
+                else:
+                    yield future.result()
+
+
+def _pretrain() -> None:
+    with few_threads():
+        _ = _TASK[0].mlp
 
 
 def identity(task: Task, method: str) -> str:
     """SHA-256 of what a method's answers hang on, but the draw: the stars and how their pixels are prepared, and, for
     those that have it, the network with its extractor and anchors, or the number of synthetic spectra."""
     prepared = task.extractor.to_dict()
+    prepared.pop("learned_ranges", None)  # words for people
     parts: list[bytes | np.ndarray] = [task.name.encode()]
     if method in (*OURS, "transformer_scratch"):
         parts += [task.model.config.to_json_string().encode(), *task.anchors]

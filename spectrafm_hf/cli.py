@@ -345,7 +345,8 @@ def calibrate(
 ) -> None:
     """Learn from unseen synthetic stars how far a pre-trained model is off, and what it was not trained for.
 
-    Both are saved beside its weights, and every prediction uses them. About five minutes on one core.
+    Both are saved beside its weights, and every prediction uses them. About five minutes on one core. What was
+    measured with the intervals before, in results.json and on the card, stays as it was.
 
     Example: `spectrafm calibrate runs/spectrafm-small`
     """
@@ -353,6 +354,11 @@ def calibrate(
 
     fit_trust(folder, n_stars)
     typer.echo(f"{folder}: intervals in preprocessor_config.json, limits in applicability.safetensors")
+    if former := [name for name in ("results.json", "README.md") if (folder / name).is_file()]:
+        typer.echo(
+            f"still of the former intervals: {' and '.join(former)}; python -m training.ship {folder} "
+            "--dataset DATASET --to FOLDER makes a copy of the model with intervals, results and card anew"
+        )
 
 
 @app.command()

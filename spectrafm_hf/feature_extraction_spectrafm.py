@@ -62,6 +62,11 @@ _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
 _CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table")
 
 
+def spoken_ranges(ranges: Sequence[Sequence[float]]) -> str:
+    """Ranges of wavelengths for people, e.g. `3,584-9,088 and 15,152-16,944`."""
+    return " and ".join(f"{low:,.0f}-{high:,.0f}" for low, high in ranges)
+
+
 def _level(flux: np.ndarray) -> float:
     """Median of |flux| where it is not 0; 0 where there is none. Many zeros (clipped lines, filling) are no level."""
     size = np.abs(flux[flux != 0])
@@ -223,6 +228,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         pixel_segments: The model's pixels, where one width does not do: runs in order of wavelength, each
             `[even_in, first, step, n_pixels]`, with pixels even in `wavelength` (first and step in vacuum Angstrom) or
             in `log10_wavelength` (their decadic logarithms, dex), and n_pixels a multiple of patch_size.
+        learned_ranges: Label -> where spectra that had it lay in training: a list of [lowest, highest], vacuum
+            Angstrom. Of a label that is not there it is not known.
 
     Raises:
         ValueError: Lists that do not fit each other, an unknown or repeated label or input, an empty range, a scale
@@ -250,6 +257,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         sigma_factors: Mapping[str, Sequence[float]] | None = None,
         recalibration: Mapping[str, Any] | None = None,
         pixel_segments: Sequence[Sequence[Any]] | None = None,
+        learned_ranges: Mapping[str, Sequence[Sequence[float]]] | None = None,
         **kwargs: Any,
     ):
         for fixed in ("feature_size", "sampling_rate", "padding_value"):  # of audio; saved by transformers all the same
@@ -278,6 +286,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         self.min_good_pixels = min_good_pixels
         self.sigma_factors = {name: [float(f) for f in pair] for name, pair in (sigma_factors or {}).items()}
         self.recalibration = None if recalibration is None else dict(recalibration)
+        self.learned_ranges = {
+            name: [np.asarray(ends, dtype=float).tolist() for ends in ranges]
+            for name, ranges in (learned_ranges or {}).items()
+        }
         self._check()
 
     def _check(self) -> None:
@@ -310,6 +322,13 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 )
         if self._recalibration is not None:
             self._recalibration.check(self.label_names)
+        for name, ranges in self.learned_ranges.items():
+            fit = all(np.shape(ends) == (2,) and np.isfinite(ends).all() and ends[0] < ends[1] for ends in ranges)
+            if name not in self.label_names or not ranges or not fit:
+                raise ValueError(
+                    "learned_ranges must give labels of this model lists of [lowest, highest] wavelength, increasing "
+                    f"and finite (vacuum Angstrom), e.g. [[15152.2, 16943.5]]; got {name}: {ranges}."
+                )
         if not self.flux_range[0] < self.flux_range[1]:
             raise ValueError(
                 f"flux_range must be increasing (normalised flux: lowest, highest), got {self.flux_range}."
@@ -1000,6 +1019,36 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
                 decoded[name]["value"] = decoded[name]["value"] + shift * own
                 decoded[name] |= {"sigma": narrow * own, "sigma95": wide * own}
         return decoded
+
+    def learned_also(self, ranges: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        """Add to `learned_ranges`, in place; those without a gap between them (`COARSEST`) become one.
+
+        Args:
+            ranges: As `learned_ranges` has them, to 0.1 Angstrom.
+        """
+        for name, more in ranges.items():
+            joined: list[list[float]] = []
+            for low, high in sorted([*self.learned_ranges.get(name, ()), *np.round(more, 1).tolist()]):
+                if joined and low <= joined[-1][1] * (1 + COARSEST):
+                    joined[-1][1] = max(joined[-1][1], high)
+                else:
+                    joined.append([low, high])
+            self.learned_ranges[name] = joined
+        self._check()
+
+    def learned_share(self, wavelength: np.ndarray) -> dict[str, float]:
+        """How much of a spectrum lies where a label was learned.
+
+        Args:
+            wavelength: Of its good pixels, vacuum Angstrom, shape (n,).
+
+        Returns:
+            Label of `learned_ranges` -> share of these pixels, 0 to 1.
+        """
+        return {
+            name: float(np.any([(wavelength >= low) & (wavelength <= high) for low, high in ranges], axis=0).mean())
+            for name, ranges in self.learned_ranges.items()
+        }
 
     @property
     def _recalibration(self) -> Recalibration | None:

@@ -36,6 +36,7 @@ from .few_shot import solve_readout
 from .few_shot_stars import LabelledStars
 from .modeling_spectrafm import SpectraFMForLabelPrediction
 from .prediction import ask
+from .recipe import has_accelerator, has_bfloat16
 from .stages import few_threads, train
 
 BATCH_SIZE = 16
@@ -313,7 +314,6 @@ def with_adapters(model: SpectraFMForLabelPrediction) -> Any:
 
 def training_arguments(folder: Path, learning_rate: float, seed: int) -> TrainingArguments:
     """Of a short training; a constant learning rate, so that half of a training is a training of half the length."""
-    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     return TrainingArguments(
         str(folder),
         learning_rate=learning_rate,
@@ -323,8 +323,8 @@ def training_arguments(folder: Path, learning_rate: float, seed: int) -> Trainin
         adam_beta2=0.98,
         per_device_train_batch_size=BATCH_SIZE,
         train_sampling_strategy="sequential",
-        bf16=bool(accelerator or torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        use_cpu=not accelerator,
+        bf16=has_bfloat16(),
+        use_cpu=not has_accelerator(),
         seed=seed,
         logging_strategy="no",
         save_strategy="no",

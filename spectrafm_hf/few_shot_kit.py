@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .applicability import ranges_of_labels
 from .builders.labelled_folder import FolderConfig
 from .checkpoints import SHIPPED, located
 from .collation import Row
@@ -310,10 +311,15 @@ def tune(left_out: LeftOut, choice: Choice) -> SpectraFMForLabelPrediction:
 
 
 def calibrated(extractor: SpectraFMFeatureExtractor, found: Findings) -> SpectraFMFeatureExtractor:
-    """The extractor with the factors found; what else corrected the parent's answers is none of the tuned model's."""
+    """The extractor with the factors found; what else corrected the parent's answers is none of the tuned model's.
+
+    Where the parent tells at which wavelengths a label was learned, those of your stars are told, too.
+    """
     own = copy.deepcopy(extractor)
     own.sigma_factors = extractor.sigma_factors | found.factors
     own.recalibration = None
+    ranges = ranges_of_labels(found.stars.rows, found.labels, found.learned)
+    own.learned_also({name: ranges[name] for name in ranges if name in own.learned_ranges})
     return own
 
 

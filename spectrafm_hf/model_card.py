@@ -18,7 +18,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .card_templates import REPO_OR_FOLDER, card_environment, card_template, finite
-from .labels import Label, get_label
+from .feature_extraction_spectrafm import spoken_ranges
+from .labels import LABELS, Label, get_label
 from .metrics import BIN_EDGES, METAL_POOR_BELOW, METHOD_NAMES, BinFigures, Figures, method_name
 
 PIPELINE_TAG = "tabular-regression"
@@ -109,6 +110,7 @@ class _OptionalFacts(TypedDict, total=False):
     resolving_power: tuple[float, float] | None
     calibration: str | None
     surveys: Sequence[SurveyFacts] | None
+    learned_ranges: Mapping[str, Sequence[Sequence[float]]]
     true_labels: bool
     ships_as: str | None
     survey: str | None
@@ -147,6 +149,7 @@ class CardFacts(_OptionalFacts):
         calibration: Optional. One sentence on how sigma was calibrated; None = it was not.
         surveys: Optional. Several surveys that it learned from, as many spectra of each, the one that `results` are
             about first; the card then speaks of each, and of `wavelength_range`, `fwhm` and the like no more.
+        learned_ranges: Optional. The extractor's: label -> where spectra that had it lay in training, vacuum Angstrom.
         true_labels: Optional. The stars of this stage are synthetic, so that their labels are exact.
         ships_as: Optional. Name under which this model ships with the package, see `checkpoints.shipped`.
         survey: Optional. Of the real stars: a file of hub_cards/datasets, which tells whom to cite and what is weak; or
@@ -210,6 +213,7 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
         pinned=repo is None or revision is not None,
         calibration=facts.get("calibration") or NOT_CALIBRATED,
         surveys=facts.get("surveys") or (),
+        learned=_learned(facts),
         truth="true" if known.number == 1 or facts.get("true_labels") else "catalogue",
         ships_as=facts.get("ships_as"),
         snr_range=facts.get("snr_range"),
@@ -230,6 +234,15 @@ def render_model_card(results: Mapping[str, Any], stage: str, facts: CardFacts) 
         per_label=[_label_row(get_label(name), figures) for name, figures in results.get("labels", {}).items()],
         bins=[{**_label_row(get_label(name)), "rows": _bin_rows(binned)} for name, binned in _bins(results).items()],
     )
+
+
+def _learned(facts: CardFacts) -> str:
+    """Which label was learned where, labels of the same place together; empty where it is not known of any."""
+    together: dict[str, list[str]] = {}
+    told = facts.get("learned_ranges", {})
+    for name, ranges in sorted(told.items(), key=lambda one: LABELS.index(get_label(one[0]))):
+        together.setdefault(spoken_ranges(ranges), []).append(get_label(name).symbol)
+    return "; ".join(f"{', '.join(symbols)} from {where}" for where, symbols in together.items())
 
 
 def _own_stage(name: str, facts: CardFacts) -> Stage:

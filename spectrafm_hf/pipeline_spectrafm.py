@@ -19,7 +19,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import cached_file
 
-from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+from .feature_extraction_spectrafm import SpectraFMFeatureExtractor, spoken_ranges
 from .labels import get_label
 
 PIPELINE = "stellar-labels"
@@ -27,6 +27,9 @@ PIPELINE = "stellar-labels"
 
 WIDTH_95 = 1.959964
 """Half the central 95 % interval of a Gaussian, in sigma."""
+
+MOSTLY = 0.5
+"""Of the good pixels of a spectrum: with fewer where a label was learned, its answer is no measurement."""
 
 PER_PIXEL = ("flux", "wavelength", "bad_pixel", "flux_error")
 KNOWN = (*PER_PIXEL, "resolving_power", "given", "given_errors")
@@ -43,11 +46,13 @@ class StellarLabelsPipeline(Pipeline):
 
     Returns per label: `value`; `sigma`, half of the central 68.27 % interval; `interval68` and `interval95`, lowest and
     highest; `unit`. They are calibrated on stars that no training saw where `calibrated` says so, and the network's own
-    otherwise.
+    otherwise. `learned` says whether the label was learned at the wavelengths of this spectrum, None = not known; if
+    not, its answer is a guess from what goes along with it among the training stars, and not calibrated.
 
     Where limits lie beside the weights, and this package is installed, `flags` says in sentences why a spectrum is
     unlike those the model was made for, [] = it is not (see `applicability`; 20 ms per spectrum); with `abstain=True`
-    such a spectrum gets NaN.
+    such a spectrum gets NaN. Labels that were not learned there have a sentence in `flags`, too, without limits as
+    well, unless `labels=[...]` leaves them out; with `abstain=True` they alone get NaN.
 
     Raises:
         ValueError: Not a mapping, flux or wavelength missing, a key that nobody knows; `abstain` without limits; or see
@@ -103,6 +108,8 @@ class StellarLabelsPipeline(Pipeline):
         mean, log_var = (model_outputs[name][:1] for name in ("label_mean", "label_log_var"))
         decoded = extractor.decode_labels(mean, log_var, extractor.noise(model_outputs))
         calibrated = {*extractor.sigma_factors, *(extractor.recalibration or {"label_names": ()})["label_names"]}
+        good = model_outputs["wavelength"][0][model_outputs["attention_mask"][0] > 0].cpu().numpy()
+        share = extractor.learned_share(good)
         flags = self._flags(model_outputs)
         if parameters.get("abstain") and flags is None:
             raise ValueError(
@@ -113,16 +120,37 @@ class StellarLabelsPipeline(Pipeline):
         answer: dict[str, Any] = {}
         for name in labels or extractor.label_names:
             told = (float(decoded[name][key][0]) for key in ("value", "sigma", "sigma95"))
-            value, sigma, sigma95 = (np.nan, np.nan, np.nan) if silent else told
+            learned = share[name] >= MOSTLY if name in share else None
+            unsaid = silent or bool(parameters.get("abstain") and learned is False)
+            value, sigma, sigma95 = (np.nan, np.nan, np.nan) if unsaid else told
             answer[name] = {
                 "value": value,
                 "sigma": sigma,
                 "interval68": [value - sigma, value + sigma],
                 "interval95": [value - WIDTH_95 * sigma95, value + WIDTH_95 * sigma95],
                 "unit": get_label(name).unit,
-                "calibrated": name in calibrated,
+                "calibrated": name in calibrated and learned is not False,
+                "learned": learned,
             }
-        return answer if flags is None else answer | {"flags": flags}
+        guesses = self._guesses([name for name in answer if answer[name]["learned"] is False], share)
+        return answer if flags is None and not guesses else answer | {"flags": [*(flags or ()), *guesses]}
+
+    def _guesses(self, names: list[str], share: Mapping[str, float]) -> list[str]:
+        """Why these labels cannot be told from a spectrum: one sentence for those that were learned in the same place.
+
+        Args:
+            share: See `SpectraFMFeatureExtractor.learned_share`.
+        """
+        ranges = self.feature_extractor.learned_ranges
+        together: dict[str, list[str]] = {}
+        for name in names:
+            together.setdefault(spoken_ranges(ranges[name]), []).append(name)
+        others = any(share.get(name, 1.0) >= MOSTLY for name in self.feature_extractor.label_names)
+        return [
+            f"{', '.join(same)}: learned from {where} vacuum Angstrom only, this spectrum has {share[same[0]]:.0%} of "
+            f"its pixels there; the answer is a guess{' from the other labels' if others else ''}"
+            for where, same in together.items()
+        ]
 
     def _flags(self, model_outputs: Mapping[str, torch.Tensor]) -> list[str] | None:
         """Why one spectrum is unlike those the model was made for; None = nobody has told what those were like."""

@@ -114,6 +114,9 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
             facts[name] = record[name]
     if began_from and began_from["revision"]:
         facts |= {"base_model": began_from["id"], "base_model_revision": began_from["revision"]}
+    config = folder / "preprocessor_config.json"
+    if config.is_file() and (where := _read(config).get("learned_ranges")):
+        facts["learned_ranges"] = where
     return facts
 
 

@@ -221,6 +221,15 @@ def check_keys(where: str, given: Mapping[str, Any], known: set[str]) -> None:
             raise ValueError(f"{where} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 
+def has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def has_bfloat16() -> bool:
+    """Is bfloat16 what to train in here? Processors without instructions for it are 70 times slower than in float32."""
+    return has_accelerator() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, TrainingArguments]:
     """Read one page of YAML; `changes` go over it.
 
@@ -264,12 +273,11 @@ def read_recipe(path: str | Path, **changes: Any) -> tuple[StageArguments, Train
             raise ValueError(
                 f"recipe {path.name}: {key} must be a number, got text {recipe[key]!r}; YAML wants 1.0e-4, not 1e-4."
             )
-    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     recipe = {
-        "use_cpu": not accelerator, "output_dir": f"runs/{recipe['stage']}", "report_to": default_report_to(),
+        "use_cpu": not has_accelerator(), "output_dir": f"runs/{recipe['stage']}", "report_to": default_report_to(),
         "project": PROJECT,
     } | recipe  # fmt: skip
-    if recipe.get("bf16") and not accelerator and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if recipe.get("bf16") and not has_bfloat16():
         logger.warning("this processor has no bfloat16 instructions: training in float32, which is slower")
         recipe["bf16"] = False
     try:

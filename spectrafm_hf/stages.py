@@ -34,6 +34,7 @@ from transformers import (
     set_seed,
 )
 
+from .applicability import ranges_of_labels
 from .builders.parquet_layout import whole_file, write_json
 from .collation import SpectrumCollator, SyntheticSpectra
 from .configuration_spectrafm import SpectraFMConfig
@@ -45,6 +46,7 @@ from .optimisation import MuonAndAdamW
 from .prediction import Observed, predict_on_grid
 from .recipe import StageArguments
 from .stage_data import (
+    HeldOut,
     Streamed,
     choose_stars,
     fit_to_dataset,
@@ -329,6 +331,7 @@ def run_stage(stage: StageArguments, training: TrainingArguments, again: bool = 
             # The few labelled stars are all that the few-shot stage may know: it keeps its parent's calibration.
             with few_threads(stage.cpu_threads):
                 results = judge(model, extractor, judged_by, calibrate=stage.n_stars is None, learned=stage.labels)
+            tell_where_learned(stage, extractor, judged_by)
             model.save_pretrained(folder)
             extractor.save_pretrained(folder)
             if tie is not None:
@@ -370,6 +373,23 @@ def rows_to_learn(
     if stage.readout == "solve":
         facts["readout"] = solve_readouts(model, extractor, stars, learned, stage, training.seed)
     return observed_rows(stage, extractor, stars, learned, tie, training.seed), tie, facts
+
+
+def tell_where_learned(stage: StageArguments, extractor: SpectraFMFeatureExtractor, judged_by: HeldOut) -> None:
+    """Add the wavelengths of this stage to the extractor's `learned_ranges`, in place.
+
+    Held-out spectra have the window, the pixels and the labels of the training spectra. Of a label of which the parent
+    does not tell where it was learned, nothing is told: it may have been anywhere.
+    """
+    columns = [extractor.label_names.index(name) for name in stage.labels]
+    rows, labels = judged_by.rows[:N_WATCHED], judged_by.labels[:N_WATCHED, columns]
+    found: list[Mapping[str, Any]] = [ranges_of_labels(rows, labels, stage.labels)]
+    if stage.beside is not None:
+        survey = SURVEYS[stage.beside]
+        found.append({name: [survey.wavelength[[0, -1]]] for name in survey.label_names})
+    told = [name for name in stage.labels if stage.model is None or name in extractor.learned_ranges]
+    for ranges in found:
+        extractor.learned_also({name: ranges[name] for name in told if name in ranges})
 
 
 def data_seed(training: TrainingArguments) -> int:

@@ -85,6 +85,25 @@ def read_recipe_of(folder: str | Path) -> dict[str, Any]:
     return dict(recipe)
 
 
+def learned_ranges(recipe: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """Where a stage that mixed two surveys learned each of its labels, for an extractor's `learned_ranges`.
+
+    Args:
+        recipe: Of `read_recipe_of`.
+
+    Returns:
+        Label -> [lowest, highest] of each survey whose stars have it, vacuum Angstrom. Gaps between the detectors of
+        one survey do not count.
+    """
+    surveys = [SURVEYS[name] for name in (STREAMED, recipe["beside"])]
+    ends = {survey.name: survey.wavelength[[0, -1]].tolist() for survey in surveys}
+    return {
+        name: [ends[survey.name] for survey in surveys if name in survey.label_names]
+        for name in recipe["labels"]
+        if any(name in survey.label_names for survey in surveys)
+    }
+
+
 def unseen_rows(
     extractor: SpectraFMFeatureExtractor,
     recipe: Mapping[str, Any],
@@ -149,8 +168,9 @@ def read_unseen(
 def fit_trust(folder: str | Path, n_per_survey: int = 10_000, seed: int = FIT_SEED) -> None:
     """Learn how far a model's answers are off, and which spectra are usual, and save both in its folder.
 
-    `recalibration` goes into its preprocessor_config.json, the limits into applicability.safetensors, and a sentence
-    for the card into stage.json; each file is written whole or not at all. Done twice it is the same as done once.
+    `recalibration` goes into its preprocessor_config.json, and so does where each label was learned; the limits go into
+    applicability.safetensors, and a sentence for the card into stage.json. Each file is written whole or not at all.
+    Done twice it is the same as done once.
 
     Args:
         folder: Of a finished stage that mixed two surveys, with its stage.json.
@@ -176,6 +196,7 @@ def fit_trust(folder: str | Path, n_per_survey: int = 10_000, seed: int = FIT_SE
     own = Predicted.of(extractor, *answers)
     extractor.sigma_factors = factors  # a fine-tuned child, which cannot keep the recalibration, starts from them
     extractor.recalibration = recalibration(extractor.label_names, own.mean, own.sigma, labels, None, answers.noise)
+    extractor.learned_also(learned_ranges(recipe))
     Applicability.fit(extractor, whole.rows, whole.answers.chosen(np.arange(len(whole.rows)))).save(folder)
     with whole_file(folder / EXTRACTOR) as partial:
         extractor.to_json_file(partial)

@@ -8,7 +8,7 @@ import pytest
 from conftest import miles_grid, tiny_extractor, tiny_model
 from safetensors.numpy import save_file
 
-from spectrafm_hf.applicability import FILE_NAME, Applicability, abstain, trained_ranges
+from spectrafm_hf.applicability import FILE_NAME, Applicability, abstain, ranges_of_labels, trained_ranges
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import auroc, risk_coverage
 from spectrafm_hf.plots import plot_reliability, plot_risk_coverage
@@ -203,6 +203,18 @@ def test_a_spoilt_spectrum_fails_for_its_own_reason(applicability, fresh, check,
     assert np.mean([bool(re.search(word, reason)) for reason in told]) > 0.9
 
 
+def test_a_window_is_not_called_wrong(applicability, fresh):
+    """500 of 1,556 pixels of good spectra, all of them where training had some."""
+    labels, flux = fresh
+    for told in reasons(verdicts(applicability, few_pixels(observed(flux)), labels), "coverage"):
+        assert "500 good pixels, where whole spectra had 15" in told
+        assert "a window need not be wrong" in told
+        assert "no training spectrum" not in told
+    for told in reasons(verdicts(applicability, outside(observed(flux)), labels), "coverage"):
+        assert re.search("77. of its 1556 good pixels lie where no training spectrum had any, outside 4701-6101", told)
+        assert "window" not in told
+
+
 def test_noisier_than_any_training_spectrum(applicability, fresh):
     labels, flux = fresh
     found = verdicts(applicability, observed(flux, noise=0.05), labels)
@@ -299,6 +311,15 @@ def test_detectors_are_one_range_and_surveys_are_two():
         (pytest.approx(grids[1][0], abs=0.1), pytest.approx(grids[1][-1], abs=0.1)),
         (pytest.approx(grids[0][0], abs=0.1), pytest.approx(grids[0][-1], abs=0.1)),
     ]
+
+
+def test_a_label_has_the_ranges_of_the_spectra_that_have_it():
+    extractor = tiny_extractor(pixel_width=None, wavelength_range=(3500.0, 17_000.0))
+    grids = apogee_wavelength(), miles_grid(4000.0, 7000.0)
+    rows = [extractor.tokenise(extractor.place(np.ones(grid.size), grid)) for grid in grids]
+    labels = np.array([[5000.0, 0.1, np.nan], [4500.0, np.nan, np.nan]])
+    apogee, miles = ([(pytest.approx(g[0], abs=0.1), pytest.approx(g[-1], abs=0.1))] for g in grids)
+    assert ranges_of_labels(rows, labels, ["teff", "mg_fe", "fe_h"]) == {"teff": miles + apogee, "mg_fe": apogee}
 
 
 def test_without_resolving_powers_nothing_is_reconstructed_unless_they_are_given():

@@ -13,6 +13,7 @@ from spectrafm_hf.recipe import read_recipe, recipe_folder
 from spectrafm_hf.spectra import apogee_wavelength
 from spectrafm_hf.synthesis.apogee import ApogeeSpectra
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
+from spectrafm_hf.trust import learned_ranges, read_recipe_of
 
 UNSEEN_SEED = 987_654
 SUN_LIKE = np.array([5772.0, 4.44, 0.0])
@@ -36,6 +37,19 @@ def test_it_is_small_and_loads_in_a_moment():
     assert time.perf_counter() - start < 2
     assert list(model.config.label_names) == extractor.label_names == ["teff", "logg", "fe_h", "mg_fe", "o_fe"]
     assert not model.training
+
+
+def test_it_says_that_it_learned_abundances_in_the_h_band_alone(small):
+    """Its optical stars had three labels; calibrated anew, it would say the same."""
+    extractor = small[1]
+    assert extractor.learned_share(np.arange(3600.0, 9000.0)) == {
+        "teff": 1.0, "logg": 1.0, "fe_h": 1.0, "mg_fe": 0.0, "o_fe": 0.0,
+    }  # fmt: skip
+    assert set(extractor.learned_share(apogee_wavelength()[1:-1]).values()) == {1.0}
+    assert extractor.learned_share(np.arange(9200.0, 15_000.0))["teff"] == 0.0  # between the two
+    before = dict(extractor.learned_ranges)
+    extractor.learned_also(learned_ranges(read_recipe_of(shipped())))
+    assert extractor.learned_ranges == before
 
 
 def test_h_band_stars_it_has_not_seen(small):

@@ -480,11 +480,48 @@ def test_more_good_pixels_may_be_asked_for(star):
         ({"flux_range": (1.0, 1.0)}, "flux_range must be increasing"),
         ({"label_names": ["teff", "logg", "teff"]}, "label_names must name each one once, got teff more than once"),
         ({"given_names": ["bp_rp", "teff", "bp_rp"]}, "given_names must name each one once, got bp_rp more than once"),
+        ({"learned_ranges": {"mg_fe": [[5000, 5400]]}}, "learned_ranges must give labels of this model.*got mg_fe"),
+        ({"learned_ranges": {"fe_h": [[5400, 5000]]}}, r"increasing and finite .vacuum.*fe_h: \[\[5400.0, 5000.0\]\]"),
+        ({"learned_ranges": {"fe_h": [[5000, np.inf]]}}, "increasing and finite"),
+        ({"learned_ranges": {"fe_h": [5000, 5400]}}, r"lists of \[lowest, highest\].*fe_h: \[5000.0, 5400.0\]"),
+        ({"learned_ranges": {"fe_h": []}}, "got fe_h"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         tiny_extractor(**wrong)
+
+
+# ---------------------------------------------------------------- where labels were learned
+
+
+def test_it_is_known_how_much_of_a_spectrum_lies_where_a_label_was_learned():
+    """Of 4,000 to 4,999 Angstrom a quarter; ends count."""
+    extractor = tiny_extractor(learned_ranges={"fe_h": [[4000, 4099], [4850, 9000]], "teff": [[15_152.2, 16_943.5]]})
+    assert extractor.learned_share(np.arange(4000.0, 5000.0)) == {"fe_h": 0.25, "teff": 0.0}
+    assert tiny_extractor().learned_share(np.arange(4000.0, 5000.0)) == {}
+
+
+def test_what_is_learned_later_comes_on_top():
+    """What touches or overlaps becomes one range: spectrographs have no gap of a thousandth of the wavelength."""
+    extractor = tiny_extractor(learned_ranges={"fe_h": [[15_152.2, 16_943.5]], "teff": [[3584.5, 9087.5]]})
+    extractor.learned_also({"fe_h": [(5800.5, 7399.54)], "logg": [(5000.0, 5400.0)], "teff": [(5000.0, 5400.0)]})
+    extractor.learned_also({"fe_h": [(7402.0, 7600.0)]})
+    assert extractor.learned_ranges == {
+        "fe_h": [[5800.5, 7600.0], [15_152.2, 16_943.5]], "logg": [[5000.0, 5400.0]], "teff": [[3584.5, 9087.5]],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"learned_ranges must give labels of this model.*got o_fe"):
+        extractor.learned_also({"o_fe": [(5000.0, 5400.0)]})
+
+
+def test_where_labels_were_learned_is_saved_on_a_line(tmp_path):
+    extractor = tiny_extractor(learned_ranges={"fe_h": np.array([[15_152.2, 16_943.5]])})
+    extractor.save_pretrained(tmp_path)
+    saved = (tmp_path / "preprocessor_config.json").read_text()
+    assert '\n  "learned_ranges": {"fe_h": [[15152.2, 16943.5]]},\n' in saved
+    loaded = SpectraFMFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.learned_ranges == extractor.learned_ranges
+    assert loaded.to_json_string() == extractor.to_json_string()
 
 
 # ---------------------------------------------------------------- labels

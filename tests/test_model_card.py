@@ -257,6 +257,16 @@ def test_a_card_of_two_surveys_tells_them_apart(stage_results):
     assert "spectrafm finetune --labels mytable.csv --spectra folder --model runs/transfer/3-few-shot --output" in card
 
 
+def test_a_card_says_where_each_label_was_learned(stage_results):
+    ranges = {"teff": [[3584.5, 9087.5], [15152.2, 16943.5]], "mg_fe": [[15152.2, 16943.5]]}
+    card = render_model_card(stage_results, "mixed", MIXED | {"learned_ranges": ranges})
+    told = "Teff from 3,584-9,088 and 15,152-16,944; [Mg/Fe] from 15,152-16,944."
+    assert f"Wavelengths it was learned at, in vacuum Angstrom: {told}" in card
+    assert not re.search(r"nan\b|None|Undefined|\n\n\n", card)
+    assert "learned at" not in render_model_card(stage_results, "mixed", MIXED)
+    assert "learned at" not in render_model_card(stage_results, "mixed", MIXED | {"learned_ranges": {}})
+
+
 def test_a_model_that_ships_is_loaded_from_the_package(stage_results, star):
     card = render_model_card(stage_results, "mixed", MIXED | {"ships_as": "spectrafm-small"})
     told = {"flux": star[1], "wavelength": star[0]}
@@ -420,9 +430,9 @@ def test_code_of_the_card_runs_and_agrees(checkpoint, star, stage_results):
     answer, labels = told["answer"]["teff"], told["labels"]["teff"]
     # The comments of the card say what comes back.
     assert re.search(r'answer\["teff"\]  # (.*)', by_pipeline)[1] == (
-        'value, sigma, interval68 [low, high], interval95 [low, high], unit ("K"), calibrated (True or False)'
+        'value, sigma, interval68 and interval95 [low, high], unit ("K"), calibrated, learned (True, False)'
     )
-    assert set(answer) == {"value", "sigma", "interval68", "interval95", "unit", "calibrated"}
+    assert set(answer) == {"value", "sigma", "interval68", "interval95", "unit", "calibrated", "learned"}
     assert set(labels) == {"value", "sigma", "sigma95"}
     for key in ("value", "sigma"):
         assert labels[key].shape == (1,)

@@ -107,6 +107,59 @@ def test_what_it_cannot_read(reader, told, message):
         reader(told)
 
 
+# ---------------------------------------------------------------- labels learned elsewhere
+
+H_BAND = [[15_152.2, 16_943.5]]
+
+
+def reader_that_learned(ranges):
+    """One that knows where it learned its labels, without limits beside its weights."""
+    extractor = tiny_extractor(learned_ranges=ranges, sigma_factors={"teff": [1.5, 1.2], "logg": [1.5, 1.2]})
+    return pipeline("stellar-labels", model=tiny_model(), feature_extractor=extractor)
+
+
+def test_where_nothing_is_known_nothing_is_said(reader):
+    answer = reader(spectrum())
+    assert "flags" not in answer
+    assert all(label["learned"] is None for label in answer.values())
+
+
+def test_a_label_learned_elsewhere_is_called_a_guess():
+    reader = reader_that_learned({"teff": [[3584.5, 9087.5], *H_BAND], "logg": H_BAND})
+    answer = reader(spectrum())
+    assert answer.pop("flags") == [
+        "logg: learned from 15,152-16,944 vacuum Angstrom only, this spectrum has 0% of its pixels there; "
+        "the answer is a guess from the other labels"
+    ]
+    assert {name: (label["learned"], label["calibrated"]) for name, label in answer.items()} == {
+        "teff": (True, True), "logg": (False, False), "fe_h": (None, False),
+    }  # fmt: skip
+    assert all(np.isfinite(label["value"]) for label in answer.values())
+    assert "flags" not in reader(spectrum(), labels=["teff", "fe_h"])  # nobody asked about the other one
+
+
+def test_labels_of_one_place_share_a_sentence_and_those_of_another_have_theirs():
+    reader = reader_that_learned({"teff": H_BAND, "logg": H_BAND, "fe_h": [[3584.5, 4500.0]]})
+    first, second = reader(spectrum())["flags"]
+    assert first.startswith("teff, logg: learned from 15,152-16,944 vacuum Angstrom only")
+    assert second.startswith("fe_h: learned from 3,584-4,500 vacuum Angstrom only")
+    assert first.endswith("the answer is a guess")  # there are no others to guess from
+
+
+@pytest.mark.parametrize(("end", "learned"), [(5270.0, True), (5120.0, False)])
+def test_most_of_the_good_pixels_decide(end, learned):
+    """Of 5,000-5,390 Angstrom 69 % and 31 %; bad pixels are not counted, though all lie where it was not learned."""
+    reader = reader_that_learned({"fe_h": [[5000.0, end]]})
+    assert reader(spectrum())["fe_h"]["learned"] is learned
+    wavelength = spectrum()["wavelength"]
+    assert reader(spectrum(bad_pixel=wavelength > end))["fe_h"]["learned"] is True
+
+
+def test_abstaining_from_guesses_needs_limits_too():
+    with pytest.raises(ValueError, match="abstain needs limits"):
+        reader_that_learned({"logg": H_BAND})(spectrum(), abstain=True)
+
+
 def test_an_option_nobody_knows(reader):
     with pytest.raises(ValueError, match=r"takes labels=\[...\], abstain and batch_size beside spectra, got label\."):
         reader(spectrum(), label=["teff"])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from conftest import tiny_extractor, tiny_model, two_instruments
 
+from spectrafm_hf.baselines import MLPPretraining
 from spectrafm_hf.benchmark import (
     BenchmarkPlan,
+    answers_of,
     central_95,
     coverage_interval,
     identity,
@@ -325,6 +327,26 @@ def test_a_run_writes_its_schema_and_does_nothing_twice(task, tmp_path, monkeypa
     again = run_benchmark(replace(plan, n_processes=1, methods=methods[:3]))
     assert again["protocols"]["optical"]["methods"]["ridge"] == told["methods"]["ridge"]
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_processes_share_one_pretraining_of_the_mlp(task, tmp_path, monkeypatch):
+    def synthetic(rows):
+        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
+        return made.labels, made.flux, made.good
+
+    made = [replace(task, synthetic=synthetic, folder=tmp_path / str(n), n_synthetic=2048) for n in (1, 2)]
+    assert not made[0].mlp_is_ready
+    whole = MLPPretraining.run
+    monkeypatch.setattr(MLPPretraining, "run", lambda draw, n: whole(draw, n, widths=(64, 32)))
+    methods = "mlp_pretrained", "ridge"
+    found = [
+        answers_of(BenchmarkPlan(tmp_path / str(n), n_seeds=2, methods=methods, n_processes=n), told, (100,))
+        for n, told in enumerate(made, start=1)
+    ]
+    assert made[1].mlp_is_ready
+    assert len(found[0]) == 4
+    for job, answer in found[0].items():
+        np.testing.assert_array_equal(answer.mean, found[1][job].mean)
 
 
 def test_window_stars_need_their_arrays(tmp_path):

@@ -125,17 +125,29 @@ class Task:
         """
         if self.synthetic is None:
             raise ValueError(f"{self.name} has no synthetic stars to pre-train an MLP on.")
+        if self._mlp_path is not None and self._mlp_path.is_file():
+            return MLPPretraining.load(self._mlp_path)
+        found = MLPPretraining.run(self.draw_synthetic, self.n_synthetic)
+        if self._mlp_path is not None:
+            self._mlp_path.parent.mkdir(parents=True, exist_ok=True)
+            found.save(self._mlp_path)
+        return found
+
+    @property
+    def mlp_is_ready(self) -> bool:
+        """Nothing is left to be learned before the N stars; also where there is nothing to learn from."""
+        kept = self._mlp_path is not None and self._mlp_path.is_file()
+        return kept or self.synthetic is None or "mlp" in vars(self)
+
+    @cached_property
+    def _mlp_path(self) -> Path | None:
+        """Where the MLP lies, by what it is shown."""
+        if self.folder is None:
+            return None
         first = hashlib.sha256(str(self.n_synthetic).encode())
         for part in self.draw_synthetic(range(64)):
             first.update(np.ascontiguousarray(part).tobytes())
-        path = None if self.folder is None else self.folder / f"mlp-{first.hexdigest()[:16]}.safetensors"
-        if path is not None and path.is_file():
-            return MLPPretraining.load(path)
-        found = MLPPretraining.run(self.draw_synthetic, self.n_synthetic)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found.save(path)
-        return found
+        return self.folder / f"mlp-{first.hexdigest()[:16]}.safetensors"
 
     def draw(self, n_stars: int, seed: int) -> list[int]:
         """Places in the pool of the N stars of a draw."""
@@ -264,7 +276,18 @@ METHODS: Mapping[str, Callable[[Task, Sequence[int], int], Answer]] = {
 
 
 SLOW, SEEDS_OF_SLOW = ("transformer_scratch", "mlp_scratch", "mlp_pretrained"), 3
-"""Methods that have only so many seeds where N is not the main size."""
+"""Methods that have only so many seeds where N is not the main size. The first of them, whose training takes minutes,
+has no more in protocols outside `ALL_SEEDS` either."""
+
+ALL_SEEDS = ("paper_synthetic", "optical", "paper")
+"""Protocols in which metal-poor stars are asked about and never learned from."""
+
+
+def seeds_of(method: str, n_stars: int, protocol: str, n_seeds: int) -> range:
+    """The draws that a method gets of the `n_seeds` that a benchmark has."""
+    rare = method in SLOW and n_stars != MAIN_SIZE
+    dear = method == SLOW[0] and protocol not in ALL_SEEDS
+    return range(min(n_seeds, SEEDS_OF_SLOW) if rare or dear else n_seeds)
 
 
 def figures(task: Task, answer: Answer) -> dict[str, Any]:

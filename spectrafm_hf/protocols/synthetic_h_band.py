@@ -32,6 +32,7 @@ from ..pretraining import (
     grid_columns,
     misjudge,
 )
+from ..recipe import has_accelerator, has_bfloat16
 from ..spectra import apogee_wavelength
 from ..stages import last_checkpoint, train
 from ..synthesis.apogee import ApogeeSynthesizer
@@ -192,12 +193,12 @@ def tune(
     training = TrainingArguments(
         output_dir=str(output), learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=30, weight_decay=0.02,
         adam_beta2=0.98, per_device_train_batch_size=32, seed=0, logging_steps=20, save_steps=100, save_total_limit=1,
-        report_to="none", bf16=True, use_cpu=True,
+        report_to="none", bf16=has_bfloat16(), use_cpu=not has_accelerator(),
     )  # fmt: skip
     model.set_attn_implementation("eager")
-    train(model, extractor, rows, training, name, last_checkpoint(output))
+    train(model, extractor, rows, training, name, last_checkpoint(output), cpu_threads=2)
     model.set_attn_implementation("sdpa")
-    extractor.sigma_factors, extractor.recalibration = {}, None  # were of the parent's answers
+    extractor.sigma_factors, extractor.recalibration, extractor.learned_ranges = {}, None, {}  # were of the parent
     extractor.save_pretrained(output)
     model.save_pretrained(output)
     (output / DONE_MARK).touch()  # the last thing, so that a killed run is not taken for a finished one

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..labels import LABELS
 from ..spectra import APOGEE_RESOLVING_POWER, apogee_wavelength
@@ -149,7 +150,8 @@ class ApogeeSpectra:
             drawn[name] = np.clip(drawn[name], *self.synthesizer.bounds[name])
         wanted = stop if getattr(self.synthesizer, "star_by_star", False) else BLOCK
         flux = np.full((BLOCK, self.wavelength.size), np.nan, dtype=np.float32)
-        flux[:wanted] = self.synthesizer(np.column_stack([drawn[name] for name in names])[:wanted])
+        with threadpool_limits(limits=1, user_api="blas"):  # some processors' products hang on the number of threads
+            flux[:wanted] = self.synthesizer(np.column_stack([drawn[name] for name in names])[:wanted])
         failed = ~np.isfinite(flux).all(axis=1)
         flux[failed] = 1.0
         unknown = np.full(BLOCK, np.nan)

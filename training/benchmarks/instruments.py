@@ -36,6 +36,7 @@ from spectrafm_hf.builders.parquet_layout import write_json
 from spectrafm_hf.collation import Interleaved, SpectrumCollator, SurveySpectra
 from spectrafm_hf.labels import get_label
 from spectrafm_hf.metrics import MAD_TO_SIGMA
+from spectrafm_hf.recipe import has_bfloat16
 from spectrafm_hf.stages import last_checkpoint, train
 from spectrafm_hf.synthesis import surveys
 from spectrafm_hf.synthesis.surveys import SurveyConditions, observe_survey
@@ -96,7 +97,7 @@ def trained(folder: Path, told: bool, n_spectra: int, learning_rate: float) -> S
     arguments = TrainingArguments(
         output_dir=str(folder), learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03,
         weight_decay=0.02, adam_beta2=0.98, per_device_train_batch_size=16, seed=0, logging_steps=50, save_steps=250,
-        save_total_limit=1, dataloader_num_workers=1, bf16=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        save_total_limit=1, dataloader_num_workers=1, bf16=has_bfloat16(),
         use_cpu=not torch.cuda.is_available(), report_to="none",
     )  # fmt: skip
     rows = Interleaved(*sets, n_spectra)

@@ -36,7 +36,7 @@ def main() -> None:
 
     model = AutoModel.from_pretrained(asked.model, revision=asked.model_revision)
     extractor = AutoFeatureExtractor.from_pretrained(asked.model, revision=asked.model_revision)
-    extractor.sigma_factors, extractor.recalibration = {}, None  # were of the parent's answers
+    extractor.sigma_factors, extractor.recalibration, extractor.learned_ranges = {}, None, {}  # were of the parent
     table = load_dataset("parquet", data_files=asked.table, split="train")
     rows = StoredSpectra(table, extractor, np.loadtxt(asked.wavelength) if asked.wavelength else None)
     star = rows[0]  # if a column is missing, it is told now
