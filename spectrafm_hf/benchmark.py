@@ -183,6 +183,7 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
         task = paper_task(plan.start, folder, plan.dr17, plan.budget, plan.n_processes)
     else:
         task = paper_synthetic_task(plan.start, folder, plan.budget)
+    task = task.narrowed()
     return compare(plan, task, sizes) | extra, task.manifest(range(plan.n_seeds), sizes)
 
 

@@ -196,7 +196,7 @@ def tune(
         report_to="none", bf16=has_bfloat16(), use_cpu=not has_accelerator(),
     )  # fmt: skip
     model.set_attn_implementation("eager")
-    train(model, extractor, rows, training, name, last_checkpoint(output), cpu_threads=2)
+    train(model, extractor, rows, training, name, last_checkpoint(output))
     model.set_attn_implementation("sdpa")
     extractor.sigma_factors, extractor.recalibration, extractor.learned_ranges = {}, None, {}  # were of the parent
     extractor.save_pretrained(output)
