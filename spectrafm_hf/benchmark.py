@@ -293,7 +293,7 @@ def identity(task: Task, method: str) -> str:
         parts += [parameter.detach().float().numpy() for parameter in task.model.parameters()]
     else:
         prepared = {name: value for name, value in prepared.items() if name not in ("sigma_factors", "recalibration")}
-    if method == "mlp_pretrained":
+    if method == "mlp_pretrained" or (method in OURS and task.adapts):
         parts.append(str(task.n_synthetic).encode())
     parts.append(json.dumps(prepared, default=str, sort_keys=True).encode())
     for stars in (task.pool, task.test):

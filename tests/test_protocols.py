@@ -182,6 +182,32 @@ def test_the_pretrained_mlp_is_made_once_and_knows_metal_poor_stars_that_no_labe
     assert len(list(tmp_path.glob("mlp-*.safetensors"))) == 2
 
 
+def test_a_network_that_adapts_knows_its_window_better_and_is_adapted_once(task, tmp_path):
+    def synthetic(rows):
+        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
+        return made.labels, made.flux, made.good
+
+    told = replace(task, synthetic=synthetic, folder=tmp_path, n_synthetic=2048, adapts=True)
+    before, after = task.read[1], told.read[1]
+    error, error_before = (np.abs(seen.mean - task.test.labels).mean(axis=0) for seen in (after, before))
+    assert (error < 0.8 * error_before).all()
+    (kept,) = tmp_path.glob("adapted-*")
+    written = (kept / "model.safetensors").stat().st_mtime_ns
+    np.testing.assert_array_equal(replace(told).read[1].mean, after.mean)
+    assert (kept / "model.safetensors").stat().st_mtime_ns == written
+    weights = task.model.state_dict(), told.model.state_dict()
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])  # the parent stays what it was
+    assert identity(told, "spectrafm") != identity(replace(told, adapts=False), "spectrafm")
+    assert identity(told, "ridge") == identity(replace(told, adapts=False), "ridge")
+
+
+def test_a_network_that_does_not_adapt_sees_no_synthetic_star(task):
+    def refuse(rows):
+        raise AssertionError("it was asked for")
+
+    assert replace(task, synthetic=refuse).network is task.model
+
+
 def test_a_task_without_synthetic_stars_says_so(task):
     with pytest.raises(ValueError, match="trial has no synthetic stars"):
         _ = task.mlp

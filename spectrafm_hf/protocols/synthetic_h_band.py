@@ -236,6 +236,7 @@ def paper_synthetic_task(start: str, output: Path, budget: float = 1.0) -> Task:
         synthetic=theory_stars(extractor, apogee_wavelength()[FEW_SHOT_PIXELS][[0, -1]]),
         folder=output,
         n_synthetic=max(round(budget * N_SYNTHETIC), MLPPretraining.CHUNK),
+        adapts=True,
     )
 
 
