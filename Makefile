@@ -6,6 +6,7 @@ OUTPUT ?= runs/transfer
 SEEDS ?= 1
 BUDGET ?= 1
 FROM ?= spectrafm-small
+CHROMIUM := /usr/bin/chromium
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
@@ -13,17 +14,21 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
 	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
-.PHONY: transfer test test-hub test-network test-mixins lint clean
+.PHONY: transfer test test-hub test-demo test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
 	$(PY) training/transfer.py --from $(FROM) --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not network and not hub"
+	$(PY) -m pytest -m "not network and not hub and not demo"
 
 # The whole way over the Hub, and what may go wrong on it, with the real clients and a Hub of our own on this machine.
 test-hub: $(VENV)/.dev
 	HF_HUB_OFFLINE=0 $(PY) -m pytest -m hub tests/hub
+
+# The page of the Space (hub_cards/space) in a browser, offline; its pictures end in runs/demo.
+test-demo: $(VENV)/.demo $(CHROMIUM)
+	$(PY) -m pytest -m demo tests/demo
 
 # What needs the package index, or the stars it brought: run by CI after a transfer.
 test-network: $(VENV)/.dev
@@ -57,6 +62,17 @@ $(VENV)/.transfer: pyproject.toml $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP) install -q $(PINS) trackio==0.43.0 -e ".[dev]"
 	@touch $@ $(VENV)/.transfer
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.dev
+	$(PIP) install -q $(PINS) gradio==6.31.0 plotly==6.9.0 playwright==1.65.2 -e ".[demo]"
+	@touch $@
+
+# The distribution's own browser; playwright would fetch another one.
+$(CHROMIUM):
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing $(CHROMIUM) (once, about a minute)"; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	else echo "make test-demo needs the browser $(CHROMIUM); install it, as root: apt-get install chromium"; exit 1; fi
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,7 +1,10 @@
 """SpectraFM, native to Hugging Face.
 
 Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor, and the pipeline "stellar-labels".
+`spectrafm_hf.predict(source)` gives the labels of any spectra; it is imported when it is first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -13,11 +16,24 @@ from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutpu
 from .pipeline_spectrafm import PIPELINE, StellarLabelsPipeline
 from .spectra import Spectrum, air_to_vacuum, vacuum_to_air
 
+if TYPE_CHECKING:
+    from .labelling import predict
+
 AutoConfig.register("spectrafm", SpectraFMConfig, exist_ok=True)
 AutoModel.register(SpectraFMConfig, SpectraFMForLabelPrediction, exist_ok=True)
 AutoFeatureExtractor.register(SpectraFMConfig, SpectraFMFeatureExtractor, exist_ok=True)
 if PIPELINE not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(PIPELINE, pipeline_class=StellarLabelsPipeline, pt_model=AutoModel)
+
+
+def __getattr__(name: str) -> Any:
+    """`predict` reads files and checks what it reads: more than a training needs to import."""
+    if name == "predict":
+        from .labelling import predict
+
+        return predict
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "PIPELINE",
@@ -29,6 +45,7 @@ __all__ = [
     "Spectrum",
     "StellarLabelsPipeline",
     "air_to_vacuum",
+    "predict",
     "shipped",
     "vacuum_to_air",
 ]

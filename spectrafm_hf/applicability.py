@@ -77,7 +77,8 @@ Row = Mapping[str, np.ndarray]
 """A prepared spectrum, of `SpectraFMFeatureExtractor.tokenise`."""
 
 Answers = Sequence[np.ndarray]
-"""Of `prediction.ask`: mean and log-variance (n, n_labels), scaled; features (n, n_labels, d); others are not used."""
+"""Of `prediction.ask`: mean and log-variance (n, n_labels), scaled; features (n, n_labels, d); noise (n,), which is
+measured anew where it is left out."""
 
 
 # ---------------------------------------------------------------- what is looked at
@@ -117,22 +118,27 @@ class Evidence:
         n_outside: np.ndarray,
         chosen: Sequence[int],
         reconstruction: Reconstruction | None,
+        matters: tuple[float, float] | None = None,
     ) -> Evidence:
-        """Of those `chosen` of all spectra, which lie in the range of the reconstruction."""
+        """Of those `chosen` of all spectra, which lie in the range of the reconstruction; `matters`: see there."""
         rows, n_outside = [rows[number] for number in chosen], n_outside[chosen]
         mean, log_var, features = (np.asarray(part, dtype=np.float64)[chosen] for part in answers[:3])
         value = mean * extractor.label_scale + extractor.label_center
+        if len(answers) > 3:
+            noise = np.asarray(answers[3], dtype=np.float64)[chosen]
+        else:
+            noise = np.concatenate([extractor.noise({name: row[name][None] for name in row}) for row in rows])
         return cls(
             n_good=np.array([int(row["attention_mask"].sum()) for row in rows]),
             n_outside=n_outside,
             sharpest=told(rows, "resolving_power", np.max),
             dullest=told(rows, "resolving_power", np.min),
             flux_error=told(rows, "flux_error", np.median),
-            noise=np.concatenate([extractor.noise({name: row[name][None] for name in row}) for row in rows]),
+            noise=noise,
             value=value,
             sigma=np.exp(0.5 * log_var) * extractor.label_scale,
             features=features.mean(axis=1),
-            explained=explain(reconstruction, extractor, rows, value),
+            explained=explain(reconstruction, extractor, rows, value, matters),
         )
 
 
@@ -151,12 +157,13 @@ def explain(
     extractor: SpectraFMFeatureExtractor,
     rows: Sequence[Row],
     value: np.ndarray,
+    matters: tuple[float, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Attributes of `reconstruction.Explained`, each (n,), of spectra and their labels (n, n_labels), K and dex."""
     found: list[Explained | None] = [None] * len(rows)
     if reconstruction is not None:
         stars = value[:, [extractor.label_names.index(name) for name in LABEL_NAMES]]
-        found = [reconstruction.explain(extractor, row, star) for row, star in zip(rows, stars, strict=True)]
+        found = reconstruction.explain_all(extractor, rows, stars, matters)
     return {
         one.name: np.array([np.nan if e is None else getattr(e, one.name) for e in found]) for one in fields(Explained)
     }
@@ -242,6 +249,11 @@ class TrainedRange:
                 "velocity": np.abs(found["velocity"]) / np.hypot(self.velocity, 4 * found["velocity_error"]),
                 **{name: np.sign(found[name]) * np.log1p(np.abs(found[name])) for name in OTHER_EXPLANATIONS},
             }
+
+    def matters(self) -> tuple[float, float]:
+        """Log-likelihood ratios of `wider` and `hot_star` at their limits; minus infinity without limit."""
+        wider, hot_star = (self.limits.get(name, -np.inf) for name in ("wider", "hot_star"))
+        return float(np.sign(wider) * np.expm1(abs(wider))), float(np.sign(hot_star) * np.expm1(abs(hot_star)))
 
     def _beyond(self, seen: Evidence) -> np.ndarray:
         """Factor by which a resolving power lies outside the trained ones, tolerance and all; below 1 inside."""
@@ -457,8 +469,17 @@ class Applicability:
             ranges.append(TrainedRange.of((low, high), power, seen))
         return cls(list(extractor.label_names), ranges)
 
-    def check(self, extractor: SpectraFMFeatureExtractor, rows: Sequence[Row], answers: Answers) -> list[Verdict]:
+    def check(
+        self, extractor: SpectraFMFeatureExtractor, rows: Sequence[Row], answers: Answers, all_scores: bool = True
+    ) -> list[Verdict]:
         """One verdict per prepared spectrum, from it and from the model's answer.
+
+        Args:
+            extractor: Of the model.
+            rows: Prepared spectra.
+            answers: The model's, for them.
+            all_scores: False = scores of `wider` and `hot_star` may be left out where they lie below 1 beyond doubt,
+                which takes half the time. Flags are the same.
 
         Raises:
             ValueError: The model has other labels than the one these limits were fitted for.
@@ -477,7 +498,8 @@ class Applicability:
             if not mine:
                 continue
             synthetic = reconstruction_of(extractor, (trained.low, trained.high), trained.resolving_power)
-            seen = Evidence.of(extractor, rows, answers, n_outside, mine, synthetic)
+            matters = None if all_scores else trained.matters()
+            seen = Evidence.of(extractor, rows, answers, n_outside, mine, synthetic, matters)
             scores = trained.scores(seen)
             for row, star in enumerate(mine):
                 own = {name: float(values[row]) for name, values in scores.items() if not np.isnan(values[row])}

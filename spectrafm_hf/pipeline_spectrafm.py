@@ -9,7 +9,8 @@ It travels with a checkpoint, so it takes arrays and nothing that would need a r
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,127 @@ MOSTLY = 0.5
 PER_PIXEL = ("flux", "wavelength", "bad_pixel", "flux_error")
 KNOWN = (*PER_PIXEL, "resolving_power", "given", "given_errors")
 PREPARED = ("flux", "wavelength", "attention_mask", "flux_error", "resolving_power")
+
+
+ABSTAIN_NEEDS = (
+    "abstain needs limits beside the weights (applicability.safetensors) and the package spectrafm_hf, since the code "
+    "that travels with a model does not hold them; fit them with trust.fit_trust."
+)
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """One label of one spectrum; numbers are NaN where there is no answer.
+
+    Attributes:
+        value, sigma: In `unit`; `value` +- `sigma` is the central 68.27 % interval.
+        low68, high68, low95, high95: Ends of the central 68.27 % and 95 % intervals.
+        unit: `K` or `dex`.
+        calibrated: The intervals were calibrated on stars that no training saw; else they are the network's own.
+        learned: The label was learned at the wavelengths of this spectrum; None = not known.
+    """
+
+    value: float
+    sigma: float
+    low68: float
+    high68: float
+    low95: float
+    high95: float
+    unit: str
+    calibrated: bool
+    learned: bool | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model tells of one spectrum.
+
+    Attributes:
+        labels: Name -> answer, in the order asked for.
+        guesses: Why some of them are no measurement: one sentence for those that were learned in the same place.
+    """
+
+    labels: dict[str, LabelAnswer]
+    guesses: list[str]
+
+
+def asked_labels(extractor: SpectraFMFeatureExtractor, labels: Sequence[str] | None) -> list[str]:
+    """The labels asked for; None = all of the model.
+
+    Raises:
+        ValueError: One that this model does not predict.
+    """
+    if unknown := [name for name in labels or () if name not in extractor.label_names]:
+        raise ValueError(f"this model predicts {', '.join(extractor.label_names)}, not {', '.join(unknown)}.")
+    return list(labels or extractor.label_names)
+
+
+def tell(
+    extractor: SpectraFMFeatureExtractor,
+    mean: Any,
+    log_var: Any,
+    noise: Any,
+    good_wavelengths: Sequence[np.ndarray],
+    labels: Sequence[str] | None = None,
+    silent: Sequence[bool] | None = None,
+    abstain: bool = False,
+) -> list[Told]:
+    """The model's answers for n spectra, in K and dex, with their intervals: the only place where they are made.
+
+    Args:
+        mean, log_var: Of the model, shape (n, n_labels), scaled.
+        noise: See `SpectraFMFeatureExtractor.noise`, shape (n,).
+        good_wavelengths: Of the good pixels of each spectrum, vacuum Angstrom.
+        labels: Those wanted; None = all.
+        silent: Spectra without any answer, shape (n,); None = none of them.
+        abstain: Give no answer for labels that were not learned where a spectrum lies.
+
+    Raises:
+        ValueError: See `asked_labels`.
+    """
+    names = asked_labels(extractor, labels)
+    decoded = extractor.decode_labels(mean, log_var, noise)
+    calibrated = {*extractor.sigma_factors, *(extractor.recalibration or {"label_names": ()})["label_names"]}
+    found = []
+    for row, good in enumerate(good_wavelengths):
+        share = extractor.learned_share(good)
+        answers = {}
+        for name in names:
+            learned = share[name] >= MOSTLY if name in share else None
+            value, sigma, sigma95 = (float(decoded[name][key][row]) for key in ("value", "sigma", "sigma95"))
+            if (silent is not None and silent[row]) or (abstain and learned is False):
+                value = sigma = sigma95 = float("nan")
+            answers[name] = LabelAnswer(
+                value=value,
+                sigma=sigma,
+                low68=value - sigma,
+                high68=value + sigma,
+                low95=value - WIDTH_95 * sigma95,
+                high95=value + WIDTH_95 * sigma95,
+                unit=get_label(name).unit,
+                calibrated=name in calibrated and learned is not False,
+                learned=learned,
+            )
+        guessed = [name for name, answer in answers.items() if answer.learned is False]
+        found.append(Told(answers, guesses(extractor, guessed, share)))
+    return found
+
+
+def guesses(extractor: SpectraFMFeatureExtractor, names: Sequence[str], share: Mapping[str, float]) -> list[str]:
+    """Why these labels cannot be told from a spectrum: one sentence for those that were learned in the same place.
+
+    Args:
+        share: See `SpectraFMFeatureExtractor.learned_share`.
+    """
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(spoken_ranges(extractor.learned_ranges[name]), []).append(name)
+    others = any(share.get(name, 1.0) >= MOSTLY for name in extractor.label_names)
+    return [
+        f"{', '.join(same)}: learned from {where} vacuum Angstrom only, this spectrum has {share[same[0]]:.0%} of "
+        f"its pixels there; the answer is a guess{' from the other labels' if others else ''}"
+        for where, same in together.items()
+    ]
 
 
 class StellarLabelsPipeline(Pipeline):
@@ -102,55 +224,28 @@ class StellarLabelsPipeline(Pipeline):
         return input_tensors | parts
 
     def postprocess(self, model_outputs: Any, **parameters: Any) -> dict[str, Any]:
-        extractor, labels = self.feature_extractor, parameters.get("labels")
-        if unknown := [name for name in labels or () if name not in extractor.label_names]:
-            raise ValueError(f"this model predicts {', '.join(extractor.label_names)}, not {', '.join(unknown)}.")
+        extractor, labels = self.feature_extractor, asked_labels(self.feature_extractor, parameters.get("labels"))
         mean, log_var = (model_outputs[name][:1] for name in ("label_mean", "label_log_var"))
-        decoded = extractor.decode_labels(mean, log_var, extractor.noise(model_outputs))
-        calibrated = {*extractor.sigma_factors, *(extractor.recalibration or {"label_names": ()})["label_names"]}
         good = model_outputs["wavelength"][0][model_outputs["attention_mask"][0] > 0].cpu().numpy()
-        share = extractor.learned_share(good)
-        flags = self._flags(model_outputs)
+        noise, flags = extractor.noise(model_outputs)[:1], self._flags(model_outputs)
         if parameters.get("abstain") and flags is None:
-            raise ValueError(
-                "abstain needs limits beside the weights (applicability.safetensors) and the package spectrafm_hf, "
-                "since the code that travels with a model does not hold them; fit them with trust.fit_trust."
-            )
-        silent = bool(parameters.get("abstain") and flags)
-        answer: dict[str, Any] = {}
-        for name in labels or extractor.label_names:
-            told = (float(decoded[name][key][0]) for key in ("value", "sigma", "sigma95"))
-            learned = share[name] >= MOSTLY if name in share else None
-            unsaid = silent or bool(parameters.get("abstain") and learned is False)
-            value, sigma, sigma95 = (np.nan, np.nan, np.nan) if unsaid else told
-            answer[name] = {
-                "value": value,
-                "sigma": sigma,
-                "interval68": [value - sigma, value + sigma],
-                "interval95": [value - WIDTH_95 * sigma95, value + WIDTH_95 * sigma95],
-                "unit": get_label(name).unit,
-                "calibrated": name in calibrated and learned is not False,
-                "learned": learned,
+            raise ValueError(ABSTAIN_NEEDS)
+        abstain = bool(parameters.get("abstain"))
+        (told,) = tell(extractor, mean, log_var, noise, [good], labels, [abstain and bool(flags)], abstain)
+        answer: dict[str, Any] = {
+            name: {
+                "value": one.value,
+                "sigma": one.sigma,
+                "interval68": [one.low68, one.high68],
+                "interval95": [one.low95, one.high95],
+                "unit": one.unit,
+                "calibrated": one.calibrated,
+                "learned": one.learned,
             }
-        guesses = self._guesses([name for name in answer if answer[name]["learned"] is False], share)
-        return answer if flags is None and not guesses else answer | {"flags": [*(flags or ()), *guesses]}
-
-    def _guesses(self, names: list[str], share: Mapping[str, float]) -> list[str]:
-        """Why these labels cannot be told from a spectrum: one sentence for those that were learned in the same place.
-
-        Args:
-            share: See `SpectraFMFeatureExtractor.learned_share`.
-        """
-        ranges = self.feature_extractor.learned_ranges
-        together: dict[str, list[str]] = {}
-        for name in names:
-            together.setdefault(spoken_ranges(ranges[name]), []).append(name)
-        others = any(share.get(name, 1.0) >= MOSTLY for name in self.feature_extractor.label_names)
-        return [
-            f"{', '.join(same)}: learned from {where} vacuum Angstrom only, this spectrum has {share[same[0]]:.0%} of "
-            f"its pixels there; the answer is a guess{' from the other labels' if others else ''}"
-            for where, same in together.items()
-        ]
+            for name, one in told.labels.items()
+        }
+        said = [*(flags or ()), *told.guesses]
+        return answer if flags is None and not said else answer | {"flags": said}
 
     def _flags(self, model_outputs: Mapping[str, torch.Tensor]) -> list[str] | None:
         """Why one spectrum is unlike those the model was made for; None = nobody has told what those were like."""
@@ -158,7 +253,7 @@ class StellarLabelsPipeline(Pipeline):
             return None
         row = {name: model_outputs[name][0].cpu().numpy() for name in PREPARED}
         answers = [model_outputs[name][:1].cpu().numpy() for name in ("label_mean", "label_log_var", "label_features")]
-        (verdict,) = self._applicability.check(self.feature_extractor, [row], answers)
+        (verdict,) = self._applicability.check(self.feature_extractor, [row], answers, all_scores=False)
         return [reason for _, reason in verdict.flags]
 
     @cached_property

@@ -549,3 +549,71 @@ def _draw_curves(axis: Axes, told: Mapping[str, Any]) -> None:
     axis.set_xlabel("labelled stars")
     axis.set_ylabel("RMSE of [Fe/H], all stars [dex]")
     axis.grid(alpha=0.3)
+
+
+# ---------------------------------------------------------------- one spectrum
+
+
+def plot_spectrum(
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    seen: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+    peaks: Mapping[str, Sequence[tuple[float, str]]],
+    lines: Sequence[float],
+    answers: Mapping[str, str],
+    title: str,
+    path: str | Path,
+) -> Figure:
+    """One spectrum, and below it where each label looks, with the elements whose lines are there.
+
+    Args:
+        wavelength: Shape (n_pixels,), vacuum Angstrom, rest frame, increasing.
+        flux: Shape (n_pixels,), any unit, drawn over its median; NaN where it is bad.
+        seen: Pixels of the model, shape (n_seen,), vacuum Angstrom, increasing.
+        attention: Label -> shape (n_seen,), 1 = even.
+        peaks: Label -> places to be named, (vacuum Angstrom, elements).
+        lines: Marked in the spectrum, vacuum Angstrom: those of these places.
+        answers: Label -> what is written beside its curve, e.g. `4810 \u00b1 12 K`.
+        title: Of the picture, the star's name.
+        path: Where the picture goes; its suffix chooses the format.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: No label.
+    """
+    if not attention:
+        raise ValueError("plot_spectrum needs at least one label, got none.")
+    with matplotlib.rc_context(STYLE):
+        heights = [2.4] + [1.15] * len(attention)
+        figure = Figure(figsize=(11.0, 0.8 + sum(heights)), layout="constrained")
+        top, *panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        shown = flux / np.nanmedian(flux)
+        top.plot(*_broken(wavelength, shown), color="black", lw=0.5)
+        low, high = max(float(np.nanmin(shown)), -0.1), float(np.nanquantile(shown, 0.999))
+        top.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.08 * (high - low) + 0.01)
+        for line in lines:
+            top.axvline(line, color=ORANGE, lw=0.8, alpha=0.35, zorder=0)
+        top.set_ylabel("flux / median")
+        top.set_title(title)
+        width = seen[-1] - seen[0] if seen.size > 1 else 1.0
+        for (name, curve), panel in zip(attention.items(), panels, strict=True):
+            panel.axhline(1.0, color=GREY, lw=0.8)
+            panel.plot(*_broken(seen, curve), color=BLUE, lw=0.9)
+            named: list[float] = []
+            for where, elements in peaks.get(name, ()):
+                if all(abs(where - other) > 0.02 * width for other in named):
+                    named.append(where)
+                    _name_peak(panel, where, float(curve[np.argmin(np.abs(seen - where))]), elements, BLUE)
+            panel.set_ylim(0, 1.4 * float(np.nanmax(curve)))
+            panel.set_ylabel(get_label(name).symbol)
+            panel.annotate(
+                answers[name], (1.0, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=8, color="black"
+            )
+        panels[-1].set_xlabel("vacuum wavelength, rest frame [\u00c5]")
+        panels[-1].set_xlim(seen[0] - 0.01 * width, seen[-1] + 0.01 * width)
+        figure.supylabel("attention of the label (1 = even); orange: lines at the places named", fontsize=8)
+        _save(figure, path)
+    return figure

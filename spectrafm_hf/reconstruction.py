@@ -19,7 +19,7 @@ Pixels err alike, by an amount that nobody need know: explanations a and b of N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +50,33 @@ FLUX_LIMITS = (0.01, 1.1)
 
 HOT_STARS = np.array([[teff, 4.0, 0.0] for teff in (9500.0, 12_000.0, 16_000.0, 22_000.0, 30_000.0)])
 """Teff, logg, fe_h in K, dex, dex of the hot stars that are tried."""
+
+SAME_RUNG = 1e-4
+"""Rungs that differ by less are one: a line-spread function 0.003 % wider."""
+
+BLOCK = 64
+"""Spectra whose synthetic ones are made at once."""
+
+KEPT = 8
+"""Sets of pixels that are kept prepared: one per survey, and some that lack a token."""
+
+MOST_STEPS = 20
+"""Nodes that the exact minimum of chi^2 may lie from the coarse one, at most."""
+
+MOST_STARTS = 8
+"""Coarse minima, the lowest ones, that are followed down: of a spectrum without lines, many are as good."""
+
+THIN = 2
+"""Every so many nodes are enough to find the minimum: two per FWHM of the sharpest line-spread function."""
+
+COARSE_ERROR = (0.004, 1.2)
+"""Coarse chi^2 is too high by less than this share of sum w T^2, and this factor: T is linear between thin nodes."""
+
+UNSHARP = 2.0
+"""Nodes: of a minimum that is wider, float32 does not tell how wide it is."""
+
+LIKE_RUNG = 0.1
+"""Rungs that differ by less have hot stars that are alike: a line-spread function 2.7 % wider."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +114,20 @@ def reachable(labels: np.ndarray) -> np.ndarray:
 
 
 def between_rungs(ladder: np.ndarray, rung: np.ndarray) -> np.ndarray:
-    """A ladder (..., n_rungs, n_nodes) at the fractional rung of each node (n_nodes,) -> (..., n_nodes).
+    """A ladder (..., n_rungs, n_nodes) at fractional rungs (..., n_nodes), or (..., 1) for all nodes -> (..., n_nodes).
 
     Linear in the square of the width: a line-spread function that is a little wider adds a second derivative, in
     proportion to that.
     """
     rung = np.clip(rung, 0, ladder.shape[-2] - 1)
     lower = np.minimum(rung.astype(int), ladder.shape[-2] - 2)
-    share, node = (RUNG ** (2 * (rung - lower)) - 1) / (RUNG**2 - 1), np.arange(ladder.shape[-1])
-    return (1 - share) * ladder[..., lower, node] + share * ladder[..., lower + 1, node]
+    share = ((RUNG ** (2 * (rung - lower)) - 1) / (RUNG**2 - 1)).astype(ladder.dtype)
+    if rung.shape[-1] == 1:
+        below, above = ladder[..., lower[..., 0], :], ladder[..., lower[..., 0] + 1, :]
+    else:
+        node = np.arange(ladder.shape[-1])
+        below, above = ladder[..., lower, node], ladder[..., lower + 1, node]
+    return below + share * (above - below)
 
 
 class Reconstruction:
@@ -117,6 +149,7 @@ class Reconstruction:
         self.inside = self.wavelength[0] * reach, self.wavelength[-1] / reach
         self.n_trained = int(np.ceil(np.log(most / least) / np.log(RUNG))) + 1
         self.powers = most * RUNG ** -np.arange(float(self.n_trained + WIDER_RUNGS))
+        self._kept: list[_Pixels] = []
 
     @cached_property
     def _cool(self) -> CannonSynthesizer:
@@ -128,135 +161,360 @@ class Reconstruction:
         return self._ladder(hot(HOT_STARS))
 
     def _ladder(self, flux: np.ndarray) -> np.ndarray:
-        """Flux (n_spectra, n_nodes) at the highest resolving power -> at each of `powers`, (..., n_rungs, n_nodes)."""
-        flux = np.clip(flux, *FLUX_LIMITS).astype(np.float64)
-        sigma = FWHM_TO_SIGMA * np.sqrt(np.maximum(self.powers**-2 - self.most**-2, 0.0)) / self.step
-        pad = int(4 * sigma[-1]) + 1
-        n = next_fast_len(flux.shape[1] + 2 * pad, real=True)
-        padded = np.pad(flux, ((0, 0), (pad, n - flux.shape[1] - pad)), mode="edge")
-        damping = np.exp(-2 * (np.pi * sigma[:, None] * rfftfreq(n)) ** 2)
-        return irfft(rfft(padded)[:, None] * damping, n)[..., pad : pad + flux.shape[1]]
+        """Flux (n_spectra, n_nodes) at the highest resolving power -> less 1, at each of `powers`, (..., n_rungs,
+        n_nodes)."""
+        return self._blurred(flux, self._damping)
+
+    @cached_property
+    def _padding(self) -> tuple[int, int]:
+        """Nodes before a template, and in all, so that no line-spread function reaches around its ends."""
+        pad = int(4 * self._sigma[-1]) + 1
+        return pad, next_fast_len(self.wavelength.size + 2 * pad, real=True)
+
+    @cached_property
+    def _thin(self) -> tuple[int, int, int, int]:
+        """Thin nodes; those by which a star is moved at most; those transformed together; blocks of them.
+
+        Correlations reach no farther than the moves, so that blocks of nodes can be transformed, and their products
+        summed before they are transformed back.
+        """
+        size, reach = -(-self.wavelength.size // THIN), -(-self.n_shifts // THIN)
+        n = max(256, 2 ** int(np.ceil(np.log2(4 * reach))))
+        return size, reach, n, -(-size // (n - 2 * reach))
+
+    def _transformed(self, depth: np.ndarray) -> np.ndarray:
+        """Templates less 1 (n, n_nodes) -> transforms of T and T^2 in blocks, (n, 2, n_blocks, n_frequencies)."""
+        size, reach, n, n_blocks = self._thin
+        width = n - 2 * reach
+        thin = depth[:, ::THIN]
+        padded = np.zeros((len(depth), 2, n_blocks * width + 2 * reach), dtype=np.float32)
+        padded[:, 0, reach : reach + size] = thin
+        # Between nodes T is linear, and T^2 is less than linear by s (1 - s) of the squared step, on average 1/6 of it.
+        padded[:, 1, reach : reach + size] = thin**2
+        padded[:, 1, reach : reach + size - 1] -= np.diff(thin, axis=1) ** 2 / 6
+        blocks = np.lib.stride_tricks.sliding_window_view(padded, n, axis=2)[:, :, ::width][:, :, :n_blocks]
+        return rfft(blocks)
+
+    @cached_property
+    def _sigma(self) -> np.ndarray:
+        """Nodes by which each of `powers` blurs what has the highest resolving power, shape (n_rungs,)."""
+        return FWHM_TO_SIGMA * np.sqrt(np.maximum(self.powers**-2 - self.most**-2, 0.0)) / self.step
+
+    @cached_property
+    def _damping(self) -> np.ndarray:
+        """The same in Fourier space, shape (n_rungs, n_frequencies)."""
+        frequency = rfftfreq(self._padding[1])
+        return np.exp(-2 * (np.pi * self._sigma[:, None] * frequency) ** 2).astype(np.float32)
+
+    def _blurred(self, flux: np.ndarray, damping: np.ndarray, precision: type = np.float32) -> np.ndarray:
+        """Flux (n_spectra, n_nodes), through `damping` (n, n_frequencies) -> less 1, (n_spectra, n, n_nodes).
+
+        Without the continuum float32 loses less: its errors are those of the depths of lines.
+        """
+        (pad, n), size = self._padding, flux.shape[1]
+        depth = np.clip(flux, *FLUX_LIMITS).astype(precision) - 1
+        padded = np.pad(depth, ((0, 0), (pad, n - size - pad)), mode="edge")
+        return irfft(rfft(padded)[:, None] * damping, n)[..., pad : pad + size]
+
+    def _on_rungs(self, flux: np.ndarray, rungs: np.ndarray, precision: type = np.float32) -> np.ndarray:
+        """Flux (n_nodes,) at the highest resolving power -> less 1, at `rungs` (n, n_nodes) or (n, 1), shape (n,
+        n_nodes)."""
+        if rungs.shape[1] == 1:  # a mixture of two rungs is one blur
+            return self._blurred(flux[None], between_rungs(self._damping, rungs), precision)[0]
+        least, most = np.clip([int(rungs.min()), int(rungs.max()) + 2], 0, self.powers.size)
+        least = min(least, most - 2)
+        return between_rungs(self._blurred(flux[None], self._damping[least:most], precision)[0], rungs - least)
 
     def explain(
         self, extractor: SpectraFMFeatureExtractor, row: Mapping[str, np.ndarray], labels: np.ndarray
     ) -> Explained | None:
-        """Hold one prepared spectrum against its labels.
+        """Hold one prepared spectrum against its labels; see `explain_all`."""
+        return self.explain_all(extractor, [row], np.asarray(labels)[None])[0]
+
+    def explain_all(
+        self,
+        extractor: SpectraFMFeatureExtractor,
+        rows: Sequence[Mapping[str, np.ndarray]],
+        labels: np.ndarray,
+        matters: tuple[float, float] | None = None,
+    ) -> list[Explained | None]:
+        """Hold prepared spectra against their labels.
 
         Args:
-            extractor: That prepared it.
-            row: Of `SpectraFMFeatureExtractor.tokenise`: flux, wavelength, attention_mask, (n_pixels,), and, if told,
+            extractor: That prepared them.
+            rows: Of `SpectraFMFeatureExtractor.tokenise`: flux, wavelength, attention_mask, (n_pixels,), and, if told,
                 flux_error and resolving_power.
-            labels: Predicted teff, logg, fe_h in K, dex, dex, shape (3,).
+            labels: Predicted teff, logg, fe_h in K, dex, dex, shape (n, 3).
+            matters: `wider` and `hot_star` above which they matter. Below, they may be left out, NaN, which takes half
+                the time. None = they always do.
 
         Returns:
             None where the labels are not known, or no good pixel lies in the range.
         """
-        within = (row["wavelength"] > self.inside[0]) & (row["wavelength"] < self.inside[1])
-        if not (row["attention_mask"][within] > 0).any() or not np.isfinite(labels).all():
-            return None
-        seen = _Seen(
-            self, extractor, *(np.asarray(row.get(name, 0 * within), dtype=np.float64)[within] for name in _Seen.READS)
-        )
-        star = self._ladder(self._cool(reachable(labels[None])))[0]
+        found: list[Explained | None] = [None] * len(rows)
+        known = np.flatnonzero(np.isfinite(labels).all(axis=1))
+        for some in np.split(known, range(BLOCK, known.size, BLOCK)):
+            for place, star in zip(
+                some.tolist(), self._cool(reachable(labels[some])) if some.size else (), strict=True
+            ):
+                row = rows[place]
+                pixels = self._pixels_of(extractor, row["wavelength"])
+                if (row["attention_mask"][pixels.chosen] > 0).any():
+                    found[place] = self._explained(_Seen(pixels, extractor, row), star, matters)
+        return found
+
+    def _pixels_of(self, extractor: SpectraFMFeatureExtractor, wavelength: np.ndarray) -> _Pixels:
+        """Those of a survey are prepared once, whatever the number of its spectra."""
+        kept = self._kept
+        pixels = next((one for one in kept if one.are(extractor, wavelength)), None)
+        if pixels is None:
+            pixels = _Pixels(self, extractor, wavelength)
+        if not kept or kept[0] is not pixels:
+            self._kept = [pixels, *(one for one in kept if one is not pixels)][:KEPT]
+        return pixels
+
+    def _explained(self, seen: _Seen, star: np.ndarray, matters: tuple[float, float] | None) -> Explained:
         tried, n_trained = seen.rungs()
-        base = tried[0]
-        templates = np.concatenate([between_rungs(star, base)[None], between_rungs(self._hot_ladder, base)])
-        continua = seen.continua(templates)
-        chi2 = seen.chi2(np.stack([between_rungs(star, rung) for rung in tried]), continua[:1])
-        hot = seen.chi2(templates[1:], continua[1:]).min(axis=1)
-        lowest = chi2.min(axis=1)
+        depth = self._on_rungs(star, tried)
+        seen.hold_against(depth, seen.continua(depth[:1])[0])
+        exact = list(range(n_trained))
+        lowest = np.full(len(tried), np.nan)
+        lowest[exact] = [seen.lowest(rung) for rung in exact]
         best = int(lowest[:n_trained].argmin())
-        velocity, velocity_error = seen.velocity(chi2[best])
+        wider_matters, hot_matters = (-np.inf, -np.inf) if matters is None else matters
 
         def log_ratio(other: float) -> float:
             return float(seen.n / 2 * np.log(lowest[best] / max(other, 1e-12)))
 
+        def surely_below(coarse: np.ndarray, limit: float) -> bool:
+            share, factor = COARSE_ERROR
+            return log_ratio((coarse.min() - share * seen.of_lines) / factor) < limit
+
+        wider = widening = hot_star = hot_teff = np.nan
+        if not surely_below(seen.coarse[n_trained:], wider_matters):
+            lowest[n_trained:] = [seen.lowest(rung) for rung in range(n_trained, len(tried))]
+            wider = log_ratio(lowest[n_trained:].min())
+            widening = float(RUNG ** (1 + lowest[n_trained:].argmin()))
+        velocity, velocity_error = seen.velocity(best)
+        if velocity_error > UNSHARP * self.step * SPEED_OF_LIGHT:
+            seen.depth = self._on_rungs(star, tried[best : best + 1], np.float64)
+            velocity, velocity_error = seen.velocity(0, seen.at[best])
+        if matters is None or not surely_below(seen.coarse_hot(tried[0]), hot_matters):
+            hot = between_rungs(self._hot_ladder, tried[0])
+            chi2 = []
+            for one, continuum in zip(hot, seen.continua(hot), strict=True):
+                seen.hold_against(one[None], continuum)
+                chi2.append(seen.lowest(0))
+            hot_star, hot_teff = log_ratio(min(chi2)), float(HOT_STARS[int(np.argmin(chi2)), 0])
         return Explained(
             velocity=velocity,
             velocity_error=velocity_error,
             residual=float(np.sqrt(lowest[best] / seen.n)),
-            wider=log_ratio(lowest[n_trained:].min()),
-            widening=float(RUNG ** (1 + lowest[n_trained:].argmin())),
-            hot_star=log_ratio(hot.min()),
-            hot_teff=float(HOT_STARS[hot.argmin(), 0]),
+            wider=wider,
+            widening=widening,
+            hot_star=hot_star,
+            hot_teff=hot_teff,
             no_lines=log_ratio(seen.flat),
         )
 
 
+class _Pixels:
+    """The pixels that spectra of a survey share, and where they lie among the nodes.
+
+    Attributes:
+        chosen: Those of them within the range of the nodes.
+        wavelength: Of these, vacuum Angstrom, shape (n_pixels,).
+        center, spread: What the extractor took from the flux, and divided by.
+        lower, share: Node below each pixel, and how far on the way to the next it lies.
+    """
+
+    def __init__(self, grid: Reconstruction, extractor: SpectraFMFeatureExtractor, wavelength: np.ndarray):
+        self.grid = grid
+        self._all, self._norms = wavelength.copy(), self._norms_of(extractor)
+        within = (wavelength > grid.inside[0]) & (wavelength < grid.inside[1])
+        self.chosen: np.ndarray | slice = slice(None) if within.all() else np.flatnonzero(within)
+        self.wavelength = wavelength[self.chosen]
+        self.center = extractor.unscale(np.zeros(self.wavelength.size), self.wavelength).astype(np.float32)
+        self.spread = extractor.unscale(np.ones(self.wavelength.size), self.wavelength).astype(np.float32) - self.center
+        position = (np.log(self.wavelength) - np.log(grid.wavelength[0])) / grid.step
+        self.lower = position.astype(int)
+        self.share = (position - self.lower).astype(np.float32)
+        thin = position / THIN
+        lower = thin.astype(int)
+        self._thin_share = (thin - lower).astype(np.float32)
+        self._runs = np.flatnonzero(np.diff(lower, prepend=-1))
+        self._thin_lower = lower[self._runs]
+        self._hot: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @staticmethod
+    def _norms_of(extractor: SpectraFMFeatureExtractor) -> tuple[object, ...]:
+        return extractor.flux_wavelength, extractor.flux_center, extractor.flux_scale
+
+    def are(self, extractor: SpectraFMFeatureExtractor, wavelength: np.ndarray) -> bool:
+        """Whether they are those of a spectrum that this extractor prepared."""
+        same = all(old is new for old, new in zip(self._norms, self._norms_of(extractor), strict=True))
+        return same and np.array_equal(self._all, wavelength)
+
+    def transformed(self, values: np.ndarray) -> np.ndarray:
+        """Values (n, n_pixels), shared out to the thin nodes around each pixel -> conjugate transforms in blocks."""
+        _, reach, n, n_blocks = self.grid._thin
+        width = n - 2 * reach
+        above = values * self._thin_share
+        on_nodes = np.zeros((len(values), n_blocks * width), dtype=np.float32)
+        on_nodes[:, self._thin_lower] = np.add.reduceat(values - above, self._runs, axis=1)
+        on_nodes[:, self._thin_lower + 1] += np.add.reduceat(above, self._runs, axis=1)
+        padded = np.zeros((len(values), n_blocks, n), dtype=np.float32)
+        padded[:, :, :width] = on_nodes.reshape(-1, n_blocks, width)
+        return np.conj(rfft(padded))
+
+    def hot(self, extractor: SpectraFMFeatureExtractor, rung: np.ndarray) -> np.ndarray:
+        """Hot stars at a rung (n_nodes,) or (1,), over the pseudo-continua of a spectrum without bad pixels, as
+        `Reconstruction._transformed` has them; those of rungs that are alike are kept."""
+        for known, made in self._hot:
+            if known.shape == rung.shape and np.abs(known - rung).max() < LIKE_RUNG:
+                return made
+        depth = between_rungs(self.grid._hot_ladder, rung)
+        good = np.ones((len(depth), self.wavelength.size), dtype=bool)
+        continua = continua_of(extractor, self, depth, good)
+        over = np.stack([np.interp(self.grid.wavelength, self.wavelength, continuum) for continuum in continua])
+        made = self.grid._transformed(((1 + depth) / over - 1).astype(np.float32))
+        self._hot = [(rung, made), *self._hot[: KEPT - 1]]
+        return made
+
+
+def continua_of(
+    extractor: SpectraFMFeatureExtractor, pixels: _Pixels, depth: np.ndarray, good: np.ndarray
+) -> np.ndarray:
+    """Pseudo-continua (n, n_pixels) that the extractor finds in templates less 1 (n, n_nodes), with `good` (n_pixels,)
+    or (n, n_pixels)."""
+    flux = 1 + between_nodes(depth, pixels.lower, pixels.share)
+    normalised, good = extractor.normalise(flux, np.broadcast_to(good, flux.shape), pixels.wavelength)
+    return np.where(good, flux / np.where(good, normalised, 1.0), np.float32(1.0))
+
+
+def between_nodes(depth: np.ndarray, lower: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(..., n_nodes) -> (..., n_pixels), linear."""
+    below = depth.take(lower, axis=-1)
+    return below + share * (depth.take(lower + 1, axis=-1) - below)
+
+
 class _Seen:
-    """The pixels of one spectrum, and what the nodes see of them. Bad ones stay, with a weight of 0, so that all
-    spectra of a survey have the same pixels, and their pseudo-continuum is prepared once."""
+    """What the nodes see of one spectrum. Bad pixels stay, with a weight of 0, so that all spectra of a survey have
+    the same pixels."""
 
-    READS = ("wavelength", "flux", "attention_mask", "flux_error", "resolving_power")
+    def __init__(self, pixels: _Pixels, extractor: SpectraFMFeatureExtractor, row: Mapping[str, np.ndarray]):
+        self.pixels, self.grid, self.extractor = pixels, pixels.grid, extractor
+        self.good = row["attention_mask"][pixels.chosen] > 0
+        self.flux = row["flux"][pixels.chosen] * pixels.spread + pixels.center
+        self.resolving_power = row["resolving_power"][pixels.chosen] if "resolving_power" in row else None
+        self.weight = self.good.astype(np.float32)
+        if "flux_error" in row:
+            flux_error = row["flux_error"][pixels.chosen]
+            known = self.good & (flux_error > 0)
+            if known.any():
+                # Worse pixels than most count less; better ones no more, since models err by more than photons do.
+                told = flux_error[known]
+                self.weight[known] = np.minimum(np.median(told) / told, 1.0) ** 2
+        self.n = float(self.weight.sum(dtype=np.float64))
+        self.flat = float(np.square(self.flux - 1) @ self.weight)
 
-    def __init__(
-        self,
-        reconstruction: Reconstruction,
-        extractor: SpectraFMFeatureExtractor,
-        wavelength: np.ndarray,
-        flux: np.ndarray,
-        attention_mask: np.ndarray,
-        flux_error: np.ndarray,
-        resolving_power: np.ndarray,
-    ):
-        self.grid, self.extractor = reconstruction, extractor
-        self.wavelength, self.resolving_power = wavelength, resolving_power
-        self.good = attention_mask > 0
-        self.flux = extractor.unscale(flux, wavelength)
-        self.weight = self.good.astype(np.float64)
-        if (known := self.good & (flux_error > 0)).any():
-            # Worse pixels than most count less; better ones no more, since models err by more than photons do.
-            self.weight[known] = np.minimum(np.median(flux_error[known]) / flux_error[known], 1.0) ** 2
-        self.n = self.weight.sum()
-        self.flat = float((self.weight * (self.flux - 1) ** 2).sum())
-        position = (np.log(wavelength) - np.log(reconstruction.wavelength[0])) / reconstruction.step
-        self._lower = position.astype(int)
-        self._share = position - self._lower
+    def rungs(self) -> tuple[np.ndarray, int]:
+        """Rungs to be tried, (n, n_nodes), or (n, 1) if they are the same everywhere; and how many of them, the first
+        ones, are what the spectrum may have."""
+        grid, power = self.grid, self.resolving_power
+        known = None if power is None else power > 0
+        if power is None or known is None or not known.any():
+            return np.arange(float(grid.powers.size))[:, None], grid.n_trained
+        rung = np.log(grid.most / power[known].astype(np.float64)) / np.log(RUNG)
+        if np.ptp(rung) < SAME_RUNG:
+            told = np.array([np.median(rung)])
+        else:
+            told = np.interp(grid.wavelength, self.pixels.wavelength[known], rung)
+        return told + np.arange(WIDER_RUNGS + 1.0)[:, None], 1
 
-    def rungs(self) -> tuple[list[np.ndarray], int]:
-        """Rungs to be tried, each (n_nodes,), and how many of them, the first ones, are what the spectrum may have."""
-        grid, known = self.grid, self.resolving_power > 0
-        if not known.any():
-            return [np.full(grid.wavelength.size, float(rung)) for rung in range(grid.powers.size)], grid.n_trained
-        rung = np.log(grid.most / self.resolving_power[known]) / np.log(RUNG)
-        told = np.interp(grid.wavelength, self.wavelength[known], rung)
-        return [told + extra for extra in range(WIDER_RUNGS + 1)], 1
+    def continua(self, depth: np.ndarray) -> np.ndarray:
+        """Pseudo-continua (n, n_pixels) that the extractor finds in templates less 1, (n, n_nodes)."""
+        return continua_of(self.extractor, self.pixels, depth, self.good)
 
-    def continua(self, templates: np.ndarray) -> np.ndarray:
-        """Pseudo-continua (n, n_pixels) that the extractor finds in templates (n, n_nodes)."""
-        flux = (1 - self._share) * templates[:, self._lower] + self._share * templates[:, self._lower + 1]
-        good = np.broadcast_to(self.good, flux.shape)
-        normalised, good = self.extractor.normalise(flux, good, self.wavelength)
-        return np.where(good, flux / np.where(good, normalised, 1.0), 1.0)
+    def hold_against(self, depth: np.ndarray, continuum: np.ndarray) -> None:
+        """Templates less 1 (n, n_nodes), which have one pseudo-continuum (n_pixels,), at all velocities: `coarse`.
 
-    def chi2(self, templates: np.ndarray, continua: np.ndarray) -> np.ndarray:
-        """At all velocities, from the most negative one: templates (n, n_nodes), continua (n or 1, n_pixels).
-
-        Between nodes a template is linear, T = (1 - s) T_k + s T_k+1, and so T^2 has a term T_k T_k+1 as well.
+        Differences to 1 are small numbers, of which float32 loses less.
         """
-        size, share = self.grid.wavelength.size, self._share
-        n = next_fast_len(size, real=True)
-        lags = np.arange(-self.grid.n_shifts, self.grid.n_shifts + 1)
-        following = np.roll(templates, -1, axis=1)
+        self.depth, root = depth, np.sqrt(self.weight)
+        inverse = (1 / continuum).astype(np.float32)
+        missed = self.flux - inverse
+        self._inverse, self._missed = inverse * root, missed * root
+        self.coarse = self._coarse(self.grid._transformed(depth), inverse, missed)
+        self._exact: dict[tuple[int, int], float] = {}
+        self.at: dict[int, int] = {}
+        self.__dict__.pop("of_lines", None)
 
-        def correlated(values: np.ndarray, lower: np.ndarray, upper: np.ndarray, of: np.ndarray) -> np.ndarray:
-            """Values (n or 1, n_pixels), in shares of the nodes below and above each pixel, with `of` (n, n_nodes)."""
-            on_nodes = [
-                np.bincount(self._lower, one * lower, size) + np.bincount(self._lower + 1, one * upper, size)
-                for one in values
-            ]
-            return irfft(rfft(np.stack(on_nodes), n) * np.conj(rfft(of, n)), n)[:, lags]
+    @cached_property
+    def of_lines(self) -> float:
+        """Sum of w T^2 of the first template: what its lines are worth."""
+        lines = self._inverse * between_nodes(self.depth[0], self.pixels.lower, self.pixels.share)
+        return float(lines @ lines)
 
-        cross = correlated(self.weight * self.flux / continua, 1 - share, share, templates)
-        weight = self.weight / continua**2
-        own = correlated(weight, (1 - share) ** 2, share**2, templates**2)
-        mixed = correlated(weight, 2 * share * (1 - share), 0 * share, templates * following)
-        return np.maximum((self.weight * self.flux**2).sum() - 2 * cross + own + mixed, 1e-9)
+    def coarse_hot(self, rung: np.ndarray) -> np.ndarray:
+        """Chi^2 of the hot stars at all velocities, nearly, (n, n_velocities)."""
+        one = np.ones(1, dtype=np.float32)
+        return self._coarse(self.pixels.hot(self.extractor, rung), one, self.flux - 1)
 
-    def velocity(self, chi2: np.ndarray) -> tuple[float, float]:
-        """km/s and its 1-sigma error, from the parabola through the three lowest values of chi2 (n_velocities,)."""
-        at = int(np.clip(chi2.argmin(), 1, chi2.size - 2))
-        before, lowest, after = chi2[at - 1 : at + 2]
+    def _coarse(self, transformed: np.ndarray, inverse: np.ndarray, missed: np.ndarray) -> np.ndarray:
+        """Chi^2 at every `THIN`-th velocity, from the most negative one, (n, n_velocities)."""
+        _, reach, n, _ = self.grid._thin
+        weighted = self.weight * inverse
+        data = self.pixels.transformed(np.stack([-2 * weighted * missed, weighted * inverse]))
+        product = np.einsum("kbf,nkbf->nf", data, transformed)
+        constant = float(np.square(missed) @ self.weight)
+        return constant + irfft(product, n)[:, 2 * reach :: -1]
+
+    def lowest(self, number: int) -> float:
+        """Chi^2 of a template at its best velocity: summed pixel by pixel, downhill from the lowest coarse ones."""
+        coarse, last = self.coarse[number], 2 * self.grid.n_shifts
+        ends = np.full(1, np.inf)
+        around = np.concatenate([ends, coarse, ends])
+        share, factor = COARSE_ERROR
+        low = (
+            (coarse <= around[:-2]) & (coarse <= around[2:]) & (coarse <= factor * coarse.min() + share * self.of_lines)
+        )
+        starts = np.flatnonzero(low)
+        found: dict[int, float] = {}
+        for start in starts[np.argsort(coarse[starts])][:MOST_STARTS].tolist():
+            at = min(max(THIN * (start - self.grid._thin[1]) + self.grid.n_shifts, 1), last - 1)
+            for _ in range(MOST_STEPS):
+                step = min((0, -1, 1), key=lambda step: self._chi2(number, at + step))
+                if step == 0 or not 1 <= at + step <= last - 1:
+                    break
+                at += step
+            found[at] = min(self._chi2(number, at + step) for step in (-1, 0, 1))
+        self.at[number] = min(found, key=lambda at: found[at])
+        return found[self.at[number]]
+
+    def _chi2(self, number: int, at: int) -> float:
+        """Chi^2 of a template at a velocity, in nodes from the most negative one."""
+        if (number, at) not in self._exact:
+            shift = self.grid.n_shifts - at
+            depth = self.depth[number, max(shift, 0) :]
+            left = between_nodes(depth, self.pixels.lower + min(shift, 0), self.pixels.share)
+            left *= self._inverse
+            left -= self._missed
+            left = left.astype(np.float64)  # differences of its squares tell the error of the velocity
+            self._exact[number, at] = max(float(left @ left), 1e-9)
+        return self._exact[number, at]
+
+    def velocity(self, number: int, at: int | None = None) -> tuple[float, float]:
+        """km/s and its 1-sigma error, from the parabola through the lowest chi^2 of a template and its neighbours.
+
+        Args:
+            at: Where that is, if the template is another one than when it was found.
+        """
+        if at is None:
+            at = self.at[number]
+        else:
+            self._exact.clear()
+        before, lowest, after = (self._chi2(number, at + step) for step in (-1, 0, 1))
         curvature = max(before - 2 * lowest + after, 1e-9)
         offset = np.clip(0.5 * (before - after) / curvature, -1, 1)
         node = self.grid.step * SPEED_OF_LIGHT

@@ -105,9 +105,9 @@ def miles_grid(low=4900.0, high=6100.0):
     return air_to_vacuum(np.arange(low, high, 0.9))
 
 
-def fake_spectra(n_stars=420, seed=0, noise=0.005):
+def fake_spectra(n_stars=420, seed=0, noise=0.005, wavelength=None):
     """Stars of the Cannon grid as MILES would have seen them, named so that `split_of` spreads them over the splits."""
-    wavelength = miles_grid()
+    wavelength = miles_grid() if wavelength is None else wavelength
     rng = np.random.default_rng(seed)
     sampler = LabelSampler(teff=(4200.0, 6500.0))
     labels = np.stack([sampler.draw(rng) for _ in range(n_stars)])

@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training.benchmarks import instruments, model
+from training.benchmarks import instruments, model, predict
 
 
 def test_operations_of_the_papers_network_are_counted_right():
@@ -55,3 +57,17 @@ def test_instruments_are_trained_and_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*told, "--only", "told", "--learning-rate", "1e-3"])
     with pytest.raises(SystemExit, match=r"0\.0005.*0\.001.*another --output"):
         instruments.main()
+
+
+def test_a_survey_is_made_longer_by_links(tmp_path):
+    built, survey = tmp_path / "built", tmp_path / "survey"
+    for name, n_rows in (("synthetic/train-0.parquet", 30), ("synthetic/validation-0.parquet", 10)):
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"row": list(range(n_rows))}), built / name)
+    (built / "wavelength_grid").mkdir()
+    (built / "README.md").write_text("---\n---\n")
+    survey.mkdir()
+    assert predict.repeat(built, survey, 100) == 110  # whole files: 30, 10, 30, 10, 30
+    files = sorted(survey.glob("synthetic/train-*.parquet"))
+    assert sum(pq.read_metadata(file).num_rows for file in files) == 110
+    assert (survey / "synthetic/validation-00000.parquet").is_file()

@@ -1,12 +1,17 @@
 """The command: helps, builds, and says in one sentence what is wrong."""
 
+import json
+import re
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from spectrafm_hf import cli
+from spectrafm_hf.examples import example
 
 
 def test_every_command_has_an_example():
@@ -60,3 +65,96 @@ def test_as_a_command(tmp_path):
 
 def test_reader_options():
     assert cli.reader_options(["medium=air", "file_format=a=b"]) == {"medium": "air", "file_format": "a=b"}
+
+
+# ---------------------------------------------------------------- predict
+
+
+def asked(*arguments):
+    return CliRunner().invoke(cli.app, ["predict", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.fits"
+    path.write_bytes(b"SIMPLE  =                    T" + b" " * 50)
+    return path
+
+
+def test_predict_shows_a_table():
+    result = asked(example("h-band-red-giant"), "--labels", "teff,fe_h")
+    assert result.exit_code == 0, result.output
+    assert "value \u00b1 sigma" in result.output
+    assert re.search(r"h-band-red-giant\S* +│ +Teff +│ +4[56]\d\d(\.\d)? ± \d+(\.\d)? │ K ", result.output)
+    assert "[Fe/H]" in result.output
+    assert "log g" not in result.output
+
+
+def test_predict_says_what_speaks_against_an_answer():
+    result = asked(example("optical-solar-like"))
+    assert result.exit_code == 0
+    assert re.search(r"\[Mg/Fe\] +│ +-?\d\.\d+ ± \d\.\d+ \*", result.output)
+    assert "mg_fe, o_fe: learned from 15,152-16,944 vacuum Angstrom only" in result.output
+    assert "no answer" in asked(example("optical-solar-like"), "--abstain").output
+
+
+def test_predict_for_machines_and_a_bad_file_among_good_ones(broken):
+    result = asked(example("h-band-dwarf"), broken, "--json")
+    assert result.exit_code == 2
+    good, bad = (json.loads(line) for line in result.stdout.splitlines())
+    assert abs(good["labels"]["teff"]["value"] - 5300) < 5 * good["labels"]["teff"]["sigma"]
+    assert good["model"] == "spectrafm-small"
+    assert len(good["revision"]) == 64
+    assert bad["labels"]["teff"]["value"] is None
+    assert bad["flag_names"] == ["unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.fits"], "error: .*nowhere.fits"),
+        (["BROKEN"], "^error: .*broken.fits"),
+        (["EXAMPLE", "--labels", "c_fe"], "error: this model predicts teff, .*not c_fe"),
+        (["EXAMPLE", "--velocity", "12"], "read at rest already"),
+        (["EXAMPLE", "--medium", "water"], "'water' is not one of"),
+        ([], "what is to be read"),
+    ],
+)
+def test_predict_ends_with_1_where_nothing_is_read(arguments, message, broken):
+    places = {"BROKEN": broken, "EXAMPLE": example("h-band-dwarf")}
+    result = asked(*(places.get(one, one) for one in arguments))
+    assert result.exit_code == 1, result.output
+    assert re.search(message, result.output.replace("\n", " "))
+
+
+def test_predict_draws(tmp_path, broken):
+    asked(example("h-band-red-giant"), "--labels", "fe_h", "--plot", tmp_path / "one.png")
+    asked(example("h-band-red-giant"), broken, "--labels", "fe_h", "--plot", tmp_path / "many.png")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["many-1.png", "one.png"]
+    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_predict_has_examples():
+    output = asked("--help").output
+    assert "spectrafm predict spectra/ --json" in output
+    assert "Ends with 0 if all spectra were read, 2 if some were not" in output
+
+
+def test_predict_writes_a_catalogue_and_does_it_once(tmp_path, broken):
+    folder = tmp_path / "survey"
+    folder.mkdir()
+    for name in ("h-band-red-giant", "h-band-dwarf"):
+        (folder / f"{name}.fits").write_bytes(example(name).read_bytes())
+    broken.rename(folder / "broken.fits")
+    catalogue = tmp_path / "catalogue.parquet"
+    result = asked("--input", folder, "--output", catalogue, "--labels", "teff,fe_h")
+    assert result.exit_code == 2, result.output  # one cannot be read
+    assert "3 spectra" in result.output
+    table = pq.read_table(catalogue).to_pydict()
+    assert table["name"] == ["broken.fits", "h-band-dwarf.fits", "h-band-red-giant.fits"]
+    assert np.isnan(table["teff"][0])
+    assert table["teff"][1] > 5000 > table["teff"][2] > 4500
+    assert table["flag_names"][0] == "unreadable"
+    again = asked("--input", folder, "--output", catalogue, "--labels", "teff,fe_h")
+    assert "was there already" in again.output
+    assert asked("--output", catalogue).exit_code == 1  # of what?

@@ -77,6 +77,17 @@ def test_the_package_is_found_and_read():
         ("calibration", {"feature_extraction_spectrafm", "labels", "metrics"}),
         ("optimisation", set()),
         ("answers", set()),
+        ("sources", {"readers.any_file", "readers.in_memory", "readers.miles", "readers.text_columns", "spectra"}),
+        (
+            "survey_input",
+            {"builders.build", "builders.grids", "builders.parquet_layout", "hub", "sources", "spectra"}
+            | {"readers.pixel_flags", "readers.star_names"},
+        ),
+        (
+            "catalogue",
+            {"builders.build", "builders.parquet_layout", "checkpoints", "hub", "labelling", "sources"}
+            | {"readers.catalogue_file", "survey_input"},
+        ),
         (
             "pretraining",
             {"collation", "feature_extraction_spectrafm", "loading", "synthesis.observing", "synthesis.surveys"},

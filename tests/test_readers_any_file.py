@@ -117,6 +117,24 @@ def test_specutils_takes_over(tmp_path: Path) -> None:
     assert read_spectrum(tmp_path / "a.fits", medium="vacuum", frame="rest").star_id == "HD1"
 
 
+def test_sums_are_held_before_specutils_reads(tmp_path: Path) -> None:
+    """astropy, who reads the file then, would only warn."""
+    pytest.importorskip("specutils")
+    hdu = fits.PrimaryHDU(np.ones(100))
+    words = {"CRVAL1": 5000.0, "CDELT1": 1.0, "CRPIX1": 1, "CTYPE1": "WAVE", "CUNIT1": "Angstrom", "OBJECT": "HD 1"}
+    hdu.header.update(words)
+    path = tmp_path / "a.fits"
+    hdu.writeto(path, checksum=True)
+    told = {"medium": "vacuum", "frame": "rest"}
+    assert read_spectrum(path, **told).flux[20] == 1.0
+    raw = bytearray(path.read_bytes())
+    raw[2880 + 8 * 20] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"a\.fits, HDU 0: its data sum to .* DATASUM"):
+        read_spectrum(path, **told)
+    assert read_spectrum(path, check_sums=False, **told).flux[20] != 1.0
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 300, b"\0" * 5000, bytes(range(256)) * 20])
 def test_no_fits(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.fits"

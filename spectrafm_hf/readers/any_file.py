@@ -135,6 +135,8 @@ def read_spectrum(path: Path | str, check_sums: bool = True, **options: Any) -> 
             "and frame='rest' or velocity= (km/s), because such files do not tell."
             + (f" Options it has no use for: {', '.join(unknown)}." if unknown else "")
         )
+    if file is not None:
+        file.check_sums()  # which astropy, who reads it next, would not
     try:
         return read_with_specutils(path, **options)
     except ValueError as error:

@@ -242,7 +242,12 @@ class Hdu:
         """Rows of a table; 0 for anything else."""
         return self.shape[0] if self.is_table and len(self.shape) == 2 else 0
 
-    def _check_sum(self) -> None:
+    def check_sum(self) -> None:
+        """Hold the data against DATASUM, once.
+
+        Raises:
+            ValueError: It does not fit.
+        """
         published = self.header.get("DATASUM")
         if not self._unchecked or not isinstance(published, (str, int)) or not str(published).strip().isdigit():
             return
@@ -273,7 +278,7 @@ class Hdu:
                 f"{'no data' if not self.shape or 0 in self.shape else found}. Is it a spectrum, with its HDUs in "
                 "order?"
             )
-        self._check_sum()
+        self.check_sum()
         bitpix = self._layout.bitpix
         count = math.prod(self.shape)
         pixels = np.frombuffer(self._data[: count * abs(bitpix) // 8], dtype=_IMAGE_TYPES[bitpix]).reshape(self.shape)
@@ -336,7 +341,7 @@ class Hdu:
         """
         if not self.is_table:
             raise ValueError(f"{self.where}: needs a binary table, got {'no data' if 0 in self.shape else 'an image'}.")
-        self._check_sum()
+        self.check_sum()
         size = self.n_rows * self.row_type.itemsize
         return np.frombuffer(self._data[:size], dtype=self.row_type)
 
@@ -396,6 +401,16 @@ class FitsFile:
                 "The file is truncated or of another format; copy or fetch it again."
             )
         return self.hdus[number]
+
+    def check_sums(self) -> None:
+        """Hold the data of every HDU against its DATASUM; for files that somebody else will read.
+
+        Raises:
+            ValueError: One does not fit, unless the file was opened without `check_sums`.
+        """
+        for hdu in self.hdus:
+            if hdu.shape and 0 not in hdu.shape:
+                hdu.check_sum()
 
     @property
     def primary(self) -> Header:

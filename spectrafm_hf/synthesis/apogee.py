@@ -86,6 +86,10 @@ class ApogeeSynthesizer:
         return np.clip(flux, DEEPEST, HIGHEST, out=flux)
 
 
+ONE_THREAD = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Some processors' matrix products hang on the number of threads, in their last bit."""
+
+
 class ApogeeSpectra:
     """An endless set of synthetic APOGEE spectra; spectrum i lies in block i // 256.
 
@@ -103,6 +107,7 @@ class ApogeeSpectra:
         ValueError: A negative seed, or a sampler that does not draw what the synthesizer needs.
     """
 
+    @ONE_THREAD
     def __init__(
         self,
         seed: int,
@@ -123,6 +128,7 @@ class ApogeeSpectra:
                 f"{', '.join(missing)}. Use another sampler, or response=False."
             )
 
+    @ONE_THREAD
     def block(self, block_index: int, stop: int = BLOCK) -> dict[str, np.ndarray]:
         """256 spectra: number 256 * block_index and those after it.
 
@@ -150,8 +156,7 @@ class ApogeeSpectra:
             drawn[name] = np.clip(drawn[name], *self.synthesizer.bounds[name])
         wanted = stop if getattr(self.synthesizer, "star_by_star", False) else BLOCK
         flux = np.full((BLOCK, self.wavelength.size), np.nan, dtype=np.float32)
-        with threadpool_limits(limits=1, user_api="blas"):  # some processors' products hang on the number of threads
-            flux[:wanted] = self.synthesizer(np.column_stack([drawn[name] for name in names])[:wanted])
+        flux[:wanted] = self.synthesizer(np.column_stack([drawn[name] for name in names])[:wanted])
         failed = ~np.isfinite(flux).all(axis=1)
         flux[failed] = 1.0
         unknown = np.full(BLOCK, np.nan)
