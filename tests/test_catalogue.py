@@ -115,12 +115,15 @@ def rows_in(path):
 
 
 def same(one, other):
-    """Two catalogues hold the same rows, bit for bit, NaN where NaN."""
+    """Two catalogues hold the same rows, NaN where NaN; numbers but for the rounding of products in other batches."""
     one, other = pq.read_table(one), pq.read_table(other)
     assert one.schema.equals(other.schema)
     for name in one.schema.names:
         mine, others = (table[name].to_numpy(zero_copy_only=False) for table in (one, other))
-        assert np.array_equal(mine, others, equal_nan=mine.dtype.kind == "f"), name
+        if mine.dtype.kind == "f":
+            np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-5, err_msg=name)
+        else:
+            assert np.array_equal(mine, others), name
 
 
 @pytest.fixture(scope="module")

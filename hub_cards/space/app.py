@@ -215,7 +215,7 @@ def draw(shown: Shown, label: str) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 12},
         hovermode="closest",
     )
-    figure.update_xaxes(tickformat=",.0f", nticks=6)
+    figure.update_xaxes(tickformat=",.0f", nticks=6, range=[float(wavelength[0]), float(wavelength[-1])])
     return figure
 
 
