@@ -28,7 +28,7 @@ from plotly.subplots import make_subplots
 from spectrafm_hf.examples import EXAMPLES, ExampleStar, example
 from spectrafm_hf.explain import attention_by_wavelength
 from spectrafm_hf.labelling import Labelled, Labeller, as_table, prepared
-from spectrafm_hf.labels import get_label
+from spectrafm_hf.labels import LABELS, get_label
 from spectrafm_hf.line_list import SpectralLine, read_line_list
 from spectrafm_hf.sources import Conventions, Reading, read_source
 from spectrafm_hf.spectra import PseudoContinuum, Spectrum
@@ -47,6 +47,8 @@ N_LINES = 3
 
 TOLD = "What the file does not tell"
 OPTIONS = {"medium", "velocity", "redshift", "resolving_power"}
+
+SYMBOLS = {label.name: label.symbol for label in LABELS}
 
 TITLE = "SpectraFM: labels of a star from its spectrum"
 BLUE, ORANGE, GREY = "#2c6fad", "#c8641b", "#707070"
@@ -178,17 +180,16 @@ def draw(shown: Shown, label: str) -> go.Figure:
     figure.add_scatter(
         x=wavelength, y=flux, mode="lines", line={"width": 1, "color": BLUE}, hovertemplate=hover, row=1, col=1
     )
-    lines = [(line, place) for place in where for line in place.lines]
+    lines = sorted((line for place in where for line in place.lines), key=lambda line: line.wavelength)
     figure.add_scatter(
-        x=[line.wavelength for line, _ in lines],
+        x=[line.wavelength for line in lines],
         y=[high] * len(lines),
         mode="markers+text",
         marker={"symbol": "triangle-down", "size": 8, "color": ORANGE},
-        # Only the deepest line of a place has its name beside it; zoomed or not, the others tell it to the pointer.
-        text=[line.species if line is place.lines[0] else "" for line, place in lines],
+        text=names_beside(where, lines, float(wavelength[-1] - wavelength[0])),
         textposition="top center",
         textfont={"size": 11, "color": ORANGE},
-        customdata=[[line.species, line.source] for line, _ in lines],
+        customdata=[[line.species, line.source] for line in lines],
         hovertemplate="%{customdata[0]} %{x:.2f} \u00c5<br>%{customdata[1]}<extra></extra>",
         row=1,
         col=1,
@@ -203,7 +204,9 @@ def draw(shown: Shown, label: str) -> go.Figure:
         )
     figure.add_hline(1.0, line={"width": 1, "color": GREY, "dash": "dot"}, row=2, col=1)
     figure.update_yaxes(title_text="flux, as in the file", range=[low, high + 0.12 * (high - low)], row=1, col=1)
-    figure.update_yaxes(title_text="attention (1 = even)", rangemode="tozero", row=2, col=1)
+    # A patch that holds a few pixels only, at the end of a spectrum, may stick out of the picture.
+    most = 1.2 * max(float(np.quantile(shown.attention[label], 0.995)), 1.0)
+    figure.update_yaxes(title_text="attention (1 = even)", range=[0, most], row=2, col=1)
     figure.update_xaxes(title_text="vacuum wavelength at rest [\u00c5]", row=2, col=1)
     figure.update_layout(
         template="plotly_white",
@@ -217,6 +220,22 @@ def draw(shown: Shown, label: str) -> go.Figure:
     )
     figure.update_xaxes(tickformat=",.0f", nticks=6, range=[float(wavelength[0]), float(wavelength[-1])])
     return figure
+
+
+def names_beside(where: Sequence[Place], lines: Sequence[SpectralLine], width: float) -> list[str]:
+    """The species of the deepest line of each place, where there is room; the pointer tells the others.
+
+    Args:
+        lines: Those to be marked, in order of wavelength.
+        width: Of the picture, Angstrom.
+    """
+    deepest = {place.lines[0] for place in where if place.lines}
+    names, last = [], -np.inf
+    for line in lines:
+        free = line in deepest and line.wavelength - last > 0.07 * width
+        names.append(line.species if free else "")
+        last = line.wavelength if free else last
+    return names
 
 
 def thinned(wavelength: np.ndarray, flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -326,8 +345,14 @@ def places_html(shown: Shown, label: str) -> str:
     )
 
 
+def in_symbols(name: re.Match[str]) -> str:
+    """A label's name as plots write it: `mg_fe` -> `[Mg/Fe]`; another word stays."""
+    return SYMBOLS.get(name[0], name[0])
+
+
 def _listed(sentences: Sequence[str]) -> str:
-    items = (f"<li>{escape(one[:1].upper() + one[1:])}</li>" for one in sentences)
+    written = (re.sub(r"\w+", in_symbols, one) for one in sentences)
+    items = (f"<li>{escape(one[:1].upper() + one[1:])}</li>" for one in written)
     return f"<ul class='said'>{''.join(items)}</ul>"
 
 

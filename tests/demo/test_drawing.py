@@ -73,6 +73,9 @@ def test_marks_are_listed_lines_inside_the_shaded_patches(shown, app, label):
     assert len(marks.x) >= app.N_PLACES
     assert {(told[0], where) for told, where in zip(marks.customdata, marks.x, strict=True)} <= listed
     assert all(any(low <= where <= high for low, high in shaded) for where in marks.x)
+    named = [where for where, name in zip(marks.x, marks.text, strict=True) if name]
+    assert named
+    assert all(np.diff(named) > 0.05 * (shown.wavelength[-1] - shown.wavelength[0]))  # no two on top of each other
 
 
 def test_places_are_those_with_most_of_the_attention(shown, app):
@@ -112,6 +115,7 @@ def test_what_was_not_learned_is_called_a_guess(app):
     sentences, _, html, *_ = app.answer(None, "optical-solar-like", "", None, None, "teff")
     assert html.count("a guess") == 2  # [Mg/Fe] and [O/Fe]
     assert "Be careful" in sentences
+    assert "[Mg/Fe], [O/Fe]: learned from" in sentences
 
 
 @pytest.mark.parametrize(("sigma", "digits"), [(47.0, 0), (8.0, 1), (0.13, 2), (0.026, 3), (0.0004, 3), (np.nan, 3)])
