@@ -19,7 +19,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.utils import PaddingStrategy
 
 from .labels import MISSING_LABEL, Label, Scalar, get_label, get_scalar
-from .spectra import PseudoContinuum, check_wavelength, pixel_edges, rebin
+from .spectra import PseudoContinuum, Rebinning, check_wavelength, pixel_edges
 
 OUTLIER_LEVEL = 100.0
 """Flux beyond this many times the median flux of its spectrum, where there is any, is no starlight."""
@@ -59,7 +59,7 @@ EVEN_IN = ("wavelength", "log10_wavelength")
 """What the pixels of a segment are even in."""
 
 _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
-_CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table")
+_CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table", "_rebinnings")
 
 
 def spoken_ranges(ranges: Sequence[Sequence[float]]) -> str:
@@ -526,7 +526,10 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     def _on_grid(self, pixels: Pixels) -> Pixels:
         """Rebinned to `wavelength_grid`. Errors are taken as independent: a pixel made of n has 1 / sqrt(n) of them."""
         # Overlapping orders and duplicates: one pixel per wavelength, the mean of its good ones.
-        unique, inverse = np.unique(pixels.wavelength, return_inverse=True)
+        if (np.diff(pixels.wavelength) > 0).all():
+            unique, inverse = pixels.wavelength, np.arange(pixels.wavelength.size)
+        else:
+            unique, inverse = np.unique(pixels.wavelength, return_inverse=True)
         n_good = np.bincount(inverse, weights=pixels.good)
         n_averaged = np.maximum(n_good, 1)
 
@@ -561,16 +564,25 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         edges = [pixel_edges(self.wavelength_grid[segment]) for segment in self.segments]
         return np.concatenate([upper - lower for lower, upper in edges])
 
+    @cached_property
+    def _rebinnings(self) -> list[tuple[np.ndarray, list[Rebinning | None]]]:
+        """Wavelengths, and how they are rebinned to each segment; spectra of a survey share them."""
+        return []
+
     def _rebin(self, wavelength: np.ndarray, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`spectra.rebin` to the model's pixels, segment by segment: one has no neighbour in the next."""
-        parts = []
-        for segment in self.segments:
-            grid = self.wavelength_grid[segment]
-            if wavelength[-1] < grid[0] or wavelength[0] > grid[-1]:
-                parts.append((np.zeros(grid.size), np.zeros(grid.size, dtype=bool)))
-            else:
-                parts.append(rebin(wavelength, flux, good, grid))
-        rebinned, covered = (np.concatenate(part) for part in zip(*parts, strict=True))
+        kept = self._rebinnings
+        found = next((made for known, made in kept if np.array_equal(known, wavelength)), None)
+        if found is None:
+            grids = [self.wavelength_grid[segment] for segment in self.segments]
+            apart = [wavelength[-1] < grid[0] or wavelength[0] > grid[-1] for grid in grids]
+            found = [None if far else Rebinning(wavelength, grid) for far, grid in zip(apart, grids, strict=True)]
+            kept.insert(0, (wavelength.copy(), found))
+            del kept[4:]
+        rebinned, covered = np.zeros(self.wavelength_grid.size), np.zeros(self.wavelength_grid.size, dtype=bool)
+        for segment, rebinning in zip(self.segments, found, strict=True):
+            if rebinning is not None:
+                rebinned[segment], covered[segment] = rebinning(flux, good)
         return rebinned, covered
 
     # ------------------------------------------------------------ flux

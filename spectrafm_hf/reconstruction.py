@@ -121,12 +121,13 @@ def between_rungs(ladder: np.ndarray, rung: np.ndarray) -> np.ndarray:
     """
     rung = np.clip(rung, 0, ladder.shape[-2] - 1)
     lower = np.minimum(rung.astype(int), ladder.shape[-2] - 2)
-    share = ((RUNG ** (2 * (rung - lower)) - 1) / (RUNG**2 - 1)).astype(ladder.dtype)
+    share = (np.exp(2 * np.log(RUNG) * (rung - lower).astype(ladder.dtype)) - 1) / ladder.dtype.type(RUNG**2 - 1)
     if rung.shape[-1] == 1:
         below, above = ladder[..., lower[..., 0], :], ladder[..., lower[..., 0] + 1, :]
     else:
-        node = np.arange(ladder.shape[-1])
-        below, above = ladder[..., lower, node], ladder[..., lower + 1, node]
+        n_nodes = ladder.shape[-1]
+        flat, place = ladder.reshape(*ladder.shape[:-2], -1), lower * n_nodes + np.arange(n_nodes)
+        below, above = flat.take(place, axis=-1), flat.take(place + n_nodes, axis=-1)
     return below + share * (above - below)
 
 

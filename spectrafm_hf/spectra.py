@@ -152,6 +152,71 @@ def pixel_edges(wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return wavelength - np.concatenate([half[:1], half]), wavelength + np.concatenate([half, half[-1:]])
 
 
+class Rebinning:
+    """From one grid to another: all that `rebin` has to know of the two, found once for any number of spectra.
+
+    Args:
+        wavelength: Increasing, shape (n_pixels,), Angstrom.
+        new_wavelength: Increasing, shape (n_new,), same unit, medium and frame as `wavelength`.
+        min_coverage: A new pixel is good if at least this fraction of it is covered by good old pixels.
+    """
+
+    def __init__(self, wavelength: np.ndarray, new_wavelength: np.ndarray, min_coverage: float = 0.5):
+        lower, upper = pixel_edges(wavelength)
+        # Every pixel has two edges, so that gaps stay empty.
+        edges = np.maximum.accumulate(np.stack([lower, upper], axis=-1).ravel())
+        self.n_pixels, self._width = wavelength.size, upper - lower
+        new_lower, new_upper = pixel_edges(new_wavelength)
+        self._enough = min_coverage * (new_upper - new_lower) * (1 - 1e-9)
+        (first, first_share), (last, last_share) = (self._where(edges, new) for new in (new_lower, new_upper))
+        self._ends = first, first_share, last, last_share
+        self._source: np.ndarray | None = None
+        inside = self._inside(lower, upper, new_lower, new_upper)
+        if (inside | (self._integral(np.ones(self.n_pixels)) < self._enough)).all():
+            middle = np.searchsorted(lower, (new_lower + new_upper) / 2, side="right") - 1
+            self._source, self._has_source = np.clip(middle, 0, self.n_pixels - 1), inside
+
+    @staticmethod
+    def _inside(lower: np.ndarray, upper: np.ndarray, new_lower: np.ndarray, new_upper: np.ndarray) -> np.ndarray:
+        """New pixels that lie in one old pixel, to 1e-5 of their width, which has their flux then."""
+        middle, reach = (new_lower + new_upper) / 2, 1e-5 * (new_upper - new_lower)
+        old = np.clip(np.searchsorted(lower, middle, side="right") - 1, 0, lower.size - 1)
+        return (lower[old] <= new_lower + reach) & (new_upper - reach <= upper[old])
+
+    def _where(self, edges: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the old pixel that a new edge lies in, or of the next one, and how much of it lies below."""
+        interval = np.searchsorted(edges, at, side="right") - 1
+        within = np.clip(interval, 0, edges.size - 2)
+        size = edges[within + 1] - edges[within]
+        share = np.clip((at - edges[within]) / np.where(size > 0, size, 1.0), 0.0, 1.0)
+        pixel = np.where(interval < 0, 0, np.where(interval >= edges.size - 1, self.n_pixels, (interval + 1) // 2))
+        in_pixel = (interval >= 0) & (interval < edges.size - 1) & (interval % 2 == 0) & (size > 0)
+        return pixel, np.where(in_pixel, share, 0.0)
+
+    def _integral(self, amount: np.ndarray) -> np.ndarray:
+        """Densities (..., n_pixels) -> their integral over each new pixel, (..., n_new)."""
+        amount = amount * self._width
+        before = np.zeros((*amount.shape[:-1], self.n_pixels + 1))
+        np.cumsum(amount, axis=-1, out=before[..., 1:])
+        amount = np.concatenate([amount, np.zeros((*amount.shape[:-1], 1))], axis=-1)
+        first, first_share, last, last_share = self._ends
+
+        def below(pixel: np.ndarray, share: np.ndarray) -> np.ndarray:
+            return before.take(pixel, axis=-1) + share * amount.take(pixel, axis=-1)
+
+        return below(last, last_share) - below(first, first_share)
+
+    def __call__(self, flux: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `rebin`."""
+        if self._source is not None:
+            new_good = self._has_source & good[self._source]
+            return np.where(new_good, flux.take(self._source, axis=-1), 0.0), new_good
+        covered = self._integral(good.astype(np.float64))
+        new_good = covered >= self._enough
+        new_flux = np.where(new_good, self._integral(np.where(good, flux, 0.0)) / np.where(new_good, covered, 1.0), 0.0)
+        return new_flux, new_good
+
+
 def rebin(
     wavelength: np.ndarray, flux: np.ndarray, good: np.ndarray, new_wavelength: np.ndarray, min_coverage: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -169,27 +234,7 @@ def rebin(
     Returns:
         New flux, shape (..., n_new), 0 where not good; and its `good`, shape (n_new,), bool.
     """
-    lower, upper = pixel_edges(wavelength)
-    width = np.where(good, upper - lower, 0.0)
-    # Cumulative integrals at the pixel edges; both edges of every pixel are kept, so gaps stay empty.
-    edges = np.stack([lower, upper], axis=-1).ravel()
-    edges = np.maximum.accumulate(edges)
-    new_lower, new_upper = pixel_edges(new_wavelength)
-
-    def integral(density: np.ndarray) -> np.ndarray:
-        cumulative = np.zeros((*density.shape[:-1], 2 * density.shape[-1]))
-        total = np.cumsum(density * width, axis=-1)
-        cumulative[..., 1::2] = total
-        cumulative[..., 2::2] = total[..., :-1]
-        flat = cumulative.reshape(-1, cumulative.shape[-1])
-        difference = np.stack([np.interp(new_upper, edges, row) - np.interp(new_lower, edges, row) for row in flat])
-        return difference.reshape(*density.shape[:-1], new_wavelength.size)
-
-    covered = integral(np.ones(wavelength.size))
-    new_good = covered >= min_coverage * (new_upper - new_lower) * (1 - 1e-9)
-    clean = np.where(good, flux, 0.0)
-    new_flux = np.where(new_good, integral(clean) / np.where(new_good, covered, 1.0), 0.0)
-    return new_flux, new_good
+    return Rebinning(wavelength, new_wavelength, min_coverage)(flux, good)
 
 
 FARTHEST = 14.0
@@ -238,12 +283,14 @@ class PseudoContinuum:
         self._smoothers = [_Smoother(wavelength[island], smoothing_length) for island in self._islands]
 
     def _smooth(self, values: np.ndarray) -> np.ndarray:
-        parts = [smooth(values[..., island]) for island, smooth in zip(self._islands, self._smoothers, strict=True)]
-        return np.concatenate(parts, axis=-1)
+        smoothed = np.zeros(values.shape, dtype=np.float32)
+        for island, smooth in zip(self._islands, self._smoothers, strict=True):
+            if values[..., island].any():  # a spectrum has good pixels in one of them, mostly
+                smoothed[..., island] = smooth(values[..., island])
+        return smoothed
 
     def __call__(self, flux: np.ndarray, good: np.ndarray) -> np.ndarray:
         """Flux and good (..., n_pixels) -> pseudo-continuum (..., n_pixels), float32; NaN far from any good pixel."""
-        weight = good.astype(np.float32)
-        total = self._smooth(weight)
+        summed, total = self._smooth(np.stack([np.where(good, flux, 0.0), good]).astype(np.float32))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(total > 1e-6, self._smooth(np.where(good, flux, 0.0).astype(np.float32)) / total, np.nan)
+            return np.where(total > 1e-6, summed / total, np.nan)

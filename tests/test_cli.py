@@ -11,7 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from spectrafm_hf import cli
+from spectrafm_hf.commands.options import reader_options
 from spectrafm_hf.examples import example
+from spectrafm_hf.labelling import Labeller
+from spectrafm_hf.readers.mangadap_wheel import REQUIREMENT
 
 
 def test_every_command_has_an_example():
@@ -64,7 +67,7 @@ def test_as_a_command(tmp_path):
 
 
 def test_reader_options():
-    assert cli.reader_options(["medium=air", "file_format=a=b"]) == {"medium": "air", "file_format": "a=b"}
+    assert reader_options(["medium=air", "file_format=a=b"]) == {"medium": "air", "file_format": "a=b"}
 
 
 # ---------------------------------------------------------------- predict
@@ -158,3 +161,56 @@ def test_predict_writes_a_catalogue_and_does_it_once(tmp_path, broken):
     again = asked("--input", folder, "--output", catalogue, "--labels", "teff,fe_h")
     assert "was there already" in again.output
     assert asked("--output", catalogue).exit_code == 1  # of what?
+
+
+# ---------------------------------------------------------------- what is here
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["predict", "evaluate", "explain", "pretrain", "finetune", "calibrate", "benchmark", "push", "info", "cache"],
+)
+def test_every_help_has_an_example(command):
+    said = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "160", "NO_COLOR": "1"})
+    assert said.exit_code == 0
+    assert re.search(rf"Examples?:.*spectrafm {command}", said.output, flags=re.DOTALL)
+
+
+def test_info_is_that_of_the_checkpoint():
+    said = CliRunner().invoke(cli.app, ["info", "--json"])
+    told, labeller = json.loads(said.output), Labeller()
+    assert told["revision"] == labeller.revision
+    assert list(told["labels"]) == labeller.labels
+    assert told["n_parameters"] == sum(one.numel() for one in labeller.model.parameters())
+    assert told["labels"]["mg_fe"]["learned"] == labeller.extractor.learned_ranges["mg_fe"]
+    assert len(told["limits"]) == 2
+    spoken = CliRunner().invoke(cli.app, ["info"]).output
+    assert "[Mg/Fe]  dex   calibrated   15,152-16,944" in spoken
+    assert f"torch {told['versions']['torch']}" in spoken
+
+
+def test_cache_deletes_what_can_be_fetched_again_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRAFM_CACHE", str(tmp_path))
+    libraries, own = tmp_path / REQUIREMENT.replace("==", "-"), tmp_path / "spectra"
+    for folder in (libraries, own):
+        folder.mkdir()
+        (folder / "star.fits").write_bytes(b"x" * 2_000_000)
+    said = CliRunner().invoke(cli.app, ["cache"]).output
+    assert f"4.0 MB  spectral libraries     {tmp_path}" in said
+    refused = CliRunner().invoke(cli.app, ["cache", "--clear"], input="n\n").output
+    assert f"delete {libraries}?" in refused
+    assert libraries.is_dir()
+    CliRunner().invoke(cli.app, ["cache", "--clear", "--yes"])
+    assert not libraries.exists()
+    assert (own / "star.fits").is_file()
+    assert "no library to delete" in CliRunner().invoke(cli.app, ["cache", "--clear"]).output
+
+
+def test_pretrain_runs_a_recipe(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "stage.yaml"
+    recipe.write_text("stage: 1-synthetic\nlearning_rat: 1.0e-3\n")
+    monkeypatch.setattr(sys, "argv", ["spectrafm", "pretrain", str(recipe), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err  # the nearest key there is

@@ -623,3 +623,15 @@ def test_auto_class_finds_the_extractor(extractor, tmp_path):
     extractor.save_pretrained(tmp_path)
     tiny_model().save_pretrained(tmp_path)
     assert type(AutoFeatureExtractor.from_pretrained(tmp_path)) is SpectraFMFeatureExtractor
+
+
+def test_what_is_kept_of_one_instrument_is_not_used_for_another(extractor):
+    """More instruments than are kept, in turn: as a fresh extractor reads each."""
+    low, high = extractor.wavelength_range
+    grids = [np.arange(low, high, step) for step in (0.61, 0.73, 0.87, 0.99, 1.07, 1.21)]
+    for turn in range(2):
+        for number, wavelength in enumerate(grids):
+            flux = 1 + 0.1 * np.sin(wavelength / (3 + number + turn))
+            np.testing.assert_array_equal(
+                extractor(flux, wavelength)["flux"], tiny_extractor()(flux, wavelength)["flux"]
+            )

@@ -5,6 +5,7 @@ import pytest
 
 from spectrafm_hf.spectra import (
     PseudoContinuum,
+    Rebinning,
     Spectrum,
     air_to_vacuum,
     check_wavelength,
@@ -222,3 +223,32 @@ def test_no_continuum_without_good_pixels_near():
     continuum = PseudoContinuum(wavelength, 60.0)(np.ones((1, 2000)), good)[0]
     assert np.isfinite(continuum[:300]).all()
     assert np.isnan(continuum[-1000:]).all()
+
+
+def test_a_rebinning_serves_any_number_of_spectra():
+    """As each would be rebinned alone, whatever came before it."""
+    rng = np.random.default_rng(4)
+    old, new = np.sort(rng.uniform(5000, 5200, 700)), np.arange(5010.0, 5190.0, 0.7)
+    rebinning = Rebinning(old, new)
+    for _ in range(3):
+        flux, good = rng.normal(1, 0.1, old.size), rng.random(old.size) > 0.1
+        for found, expected in zip(rebinning(flux, good), rebin(old, flux, good, new), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_rebinning_to_parts_of_pixels_or_whole_ones_keeps_their_values():
+    """Two ways through: new pixels inside old ones have their flux; a new one of two old ones has their mean."""
+    old = np.arange(5000.0, 5100.0, 1.0)
+    flux = np.random.default_rng(5).normal(1, 0.1, old.size)
+    good = np.ones(old.size, bool)
+    good[40] = False
+    halves = np.sort(np.concatenate([old - 0.25, old + 0.25]))
+    found, usable = rebin(old, flux, good, halves)
+    np.testing.assert_allclose(found[usable], np.repeat(flux, 2)[usable], rtol=1e-12)
+    assert list(np.flatnonzero(~usable)) == [80, 81]
+    pairs = old[::2] + 0.5
+    found, usable = rebin(old, flux, good, pairs)
+    expected = flux.reshape(-1, 2).mean(axis=1)
+    expected[20] = flux[41]  # the good half of it
+    assert usable.all()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

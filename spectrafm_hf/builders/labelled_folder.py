@@ -67,12 +67,12 @@ class FolderConfig(SpectraConfig):
         """
         if not Path(self.folder).is_dir():
             raise FileNotFoundError(f"no folder at {self.folder!r}; give the one that holds the spectra.")
-        stars = self._stars()
+        stars = self.stars()
         grids: dict[bytes, Spectrum] = {}
         usable, skipped = [], []
         for row in tqdm(range(len(stars["file"])), desc="looking at files", unit="file", leave=False, disable=None):
             try:
-                spectrum = self._spectrum(stars, row)
+                spectrum = self.spectrum(stars, row)
             except (ValueError, OSError) as error:
                 skipped.append(Skipped(stars["file"][row], stars["object_id"][row], reason_of(error, self.folder)))
                 continue
@@ -98,8 +98,13 @@ class FolderConfig(SpectraConfig):
             digest_of(*(stars[name] for name in sorted(stars))),
         )
 
-    def _stars(self) -> dict[str, np.ndarray]:
-        """The table in our names: file, object_id, ra, dec, snr, velocity, labels and errors (NaN = none)."""
+    def stars(self) -> dict[str, np.ndarray]:
+        """The table in our names: file, object_id, ra, dec, snr, velocity, labels and errors (NaN = none), each (n,).
+
+        Raises:
+            ValueError: The table lacks a column, or has no label we know.
+            FileNotFoundError: There is no such table.
+        """
         table = read_label_table(Path(self.table))
         lower = {name.lower(): name for name in table}
         files = table[self._column(lower, self.file_column, FILE_COLUMNS, "file names", "--file-column")]
@@ -153,7 +158,12 @@ class FolderConfig(SpectraConfig):
             )
         return name
 
-    def _spectrum(self, stars: Mapping[str, np.ndarray], row: int) -> Spectrum:
+    def spectrum(self, stars: Mapping[str, np.ndarray], row: int) -> Spectrum:
+        """Of one row of `stars`.
+
+        Raises:
+            ValueError, OSError: See `readers.any_file.read_spectrum`.
+        """
         path = Path(self.folder) / stars["file"][row]
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {stars['file'][row]}")
@@ -168,7 +178,7 @@ class FolderConfig(SpectraConfig):
         rows, spectra, skipped = [], [], []
         for row, file in enumerate(chunk["file"]):
             try:
-                spectra.append(self._spectrum(chunk, row))
+                spectra.append(self.spectrum(chunk, row))
             except (ValueError, OSError) as error:
                 skipped.append(Skipped(file, chunk["object_id"][row], reason_of(error, self.folder)))
             else:

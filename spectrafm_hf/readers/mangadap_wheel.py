@@ -50,6 +50,14 @@ def cache_folder(cache_dir: Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectrafm"
 
 
+def kept_libraries(cache_dir: Path | None = None) -> list[Path]:
+    """Folders of libraries in the cache, of this and other versions, and what killed downloads left; nothing else that
+    may lie there."""
+    cache = cache_folder(cache_dir)
+    kept = [*cache.glob(f"{REQUIREMENT.split('==')[0]}-*"), *cache.glob(".partial-*")]
+    return sorted(path for path in kept if path.is_dir() and not path.is_symlink())
+
+
 def fetch_libraries(cache_dir: Path | None = None) -> Path:
     """Folder with `miles/` and `stelib/`; downloads them (121 MB, once) if the cache lacks them.
 

@@ -130,12 +130,15 @@ def assert_same_answers(found, expected):
     """Within float32's rounding: processes differ in threads and memory."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys() == set(LABELS)
-        for name in one:
+        assert one.keys() == other.keys()
+        assert one.keys() - {"flags"} == set(LABELS)
+        assert one.get("flags") == other.get("flags")
+        for name in LABELS:
             scale = {"K": 1000.0, "dex": 1.0}[one[name]["unit"]]
             for key in ("value", "sigma", "interval68", "interval95"):
                 np.testing.assert_allclose(one[name][key], other[name][key], atol=1e-5 * scale, rtol=1e-5)
             assert one[name]["calibrated"] == other[name]["calibrated"]
+            assert one[name]["learned"] == other[name]["learned"]
 
 
 def test_from_a_built_dataset_to_three_published_stages(
@@ -216,6 +219,8 @@ def test_from_a_built_dataset_to_three_published_stages(
             feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
         )(each)  # fmt: skip
         assert len({one["fe_h"]["value"] for one in here}) == 3  # the answer depends on the spectrum
+        if folder is stages[0]:  # it knows the H band alone, and is asked in the optical
+            assert all("a guess" in one["flags"][0] and not one["fe_h"]["learned"] for one in here)
         model, extractor = load_pretrained(repo, revision)
         by_hand = extractor.decode_labels(*_ask(model, extractor, spectra))
         np.testing.assert_allclose([one["teff"]["value"] for one in here], by_hand["teff"]["value"], rtol=1e-5)
@@ -233,7 +238,9 @@ def test_from_a_built_dataset_to_three_published_stages(
             from_cache = read_elsewhere(stranger_python, *arguments, trust=True, offline=True)
             assert from_cache["answers"] == without["answers"]
             assert len(hub.requests) == n_requests
-    assert here[0]["teff"]["calibrated"]
+    assert here[0]["fe_h"]["learned"]
+    assert here[0]["fe_h"]["calibrated"]
+    assert not here[0]["teff"]["learned"]  # which the last stage did not learn, and less than half of these pixels told
     assert AutoModel.from_pretrained(repos[2], revision=pinned[2]).config.label_names == LABELS
 
     # Nobody else reads them, and the token is nowhere.
