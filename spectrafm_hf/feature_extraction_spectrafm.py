@@ -58,6 +58,9 @@ DEFAULT_CENTER, DEFAULT_SPREAD = 1.0, 0.1
 EVEN_IN = ("wavelength", "log10_wavelength")
 """What the pixels of a segment are even in."""
 
+SMOOTH, MOST_SMOOTH = 2e-6, 0.25
+"""Third differences below this, relative to the continuum, are of parts of one pixel; and how large a share may be."""
+
 _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
 _CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table", "_rebinnings")
 
@@ -1079,13 +1082,14 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """1-sigma noise per pixel relative to the continuum, as the pixels themselves show it; shape (batch,).
 
         From third differences of neighbouring pixels, which leave little of any line that is resolved: 1.4826 times
-        the median of their absolute values, over sqrt(20). Noise that a resampling has correlated is underestimated.
+        the median of their absolute values, over sqrt(20). Noise that a resampling has correlated is underestimated;
+        where one pixel of the spectrum became many of the model's, these are alike and show none.
 
         Args:
             batch: As this extractor prepares it: flux, wavelength and attention_mask, (batch, n_pixels).
 
         Returns:
-            NaN of spectra with fewer than 30 runs of four good pixels.
+            NaN of spectra with fewer than 30 runs of four good pixels, or where a quarter of these are smooth.
         """
         flux, wavelength, good = (_array(batch[name]) for name in ("flux", "wavelength", "attention_mask"))
         noise = np.full(len(flux), np.nan)
@@ -1094,9 +1098,9 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             even = (step > 0) & (step < 1.5 * np.roll(step, 1)) & (step > np.roll(step, 1) / 1.5)
             even = even[1:-1] & even[2:]
             run = usable[:-3] & usable[1:-2] & usable[2:-1] & usable[3:] & even
-            third = np.diff(self.unscale(scaled, where), 3)[run]
-            if third.size >= 30:
-                noise[row] = 1.4826 * np.median(np.abs(third)) / np.sqrt(20)
+            third = np.abs(np.diff(self.unscale(scaled, where), 3)[run])
+            if third.size >= 30 and (third < SMOOTH).mean() < MOST_SMOOTH:
+                noise[row] = 1.4826 * np.median(third) / np.sqrt(20)
         return noise
 
     def to_dict(self) -> dict[str, Any]:

@@ -635,3 +635,15 @@ def test_what_is_kept_of_one_instrument_is_not_used_for_another(extractor):
             np.testing.assert_array_equal(
                 extractor(flux, wavelength)["flux"], tiny_extractor()(flux, wavelength)["flux"]
             )
+
+
+def test_pixels_wider_than_the_models_show_no_noise():
+    """What is twelve model pixels wide is there twelve times alike; noise in pixels of the model is seen as it is."""
+    extractor = tiny_extractor()
+    low, high = extractor.wavelength_range
+    rng = np.random.default_rng(8)
+    fine = extractor.wavelength_grid
+    found = extractor.noise(extractor(rng.normal(1, 0.02, fine.size), fine, return_tensors="np"))
+    assert found[0] == pytest.approx(0.02, rel=0.15)
+    wide = np.arange(low, high, 12.3 * extractor.pixel_width)
+    assert np.isnan(extractor.noise(extractor(rng.normal(1, 0.02, wide.size), wide, return_tensors="np"))).all()
