@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy.linalg import svd
 from scipy.optimize import least_squares
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
@@ -286,7 +287,8 @@ class CannonModel:
         coefficients = solver @ flux
         residual = (flux - terms @ coefficients) / (1 - leverage)[:, None]  # of each star, left out of the fit
         scatter = np.sqrt(np.mean(residual**2, axis=0)) + 1e-9
-        _, singular, basis = np.linalg.svd(residual / scatter, full_matrices=False)
+        # Not NumPy's divide and conquer, which does not converge for some of these: ten directions are fitted away.
+        _, singular, basis = svd(residual / scatter, full_matrices=False, lapack_driver="gesvd")
         variance = correlation * singular**2 / len(flux) + 1 - correlation
         low, high = scaled.min(axis=0), scaled.max(axis=0)
         bounds = np.stack([low - extension * (high - low), high + extension * (high - low)])

@@ -220,6 +220,8 @@ def _answer(job: Job) -> tuple[Job, Answer | str]:
     try:
         with few_threads():
             return job, METHODS[job.method](task, task.draw(job.n_stars, job.seed), job.seed)
+    except np.linalg.LinAlgError:  # a ValueError, but no refusal
+        raise
     except ValueError as error:
         return job, str(error)
 

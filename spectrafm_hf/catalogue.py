@@ -43,7 +43,7 @@ from .builders.build import one_thread_each
 from .builders.parquet_layout import naming_a_full_disk, open_writer, sha256_of, whole_file, write_json
 from .checkpoints import located
 from .hub import CONFIG, EXTRACTOR, LIMITS
-from .labelling import Labelled, Labeller
+from .labelling import EMBEDDING, Labelled, Labeller
 from .readers.catalogue_file import (
     NUMBERS,
     SUFFIXES,
@@ -65,6 +65,8 @@ PART_ROWS = 2048
 
 ROW_GROUP = 65_536
 """Rows of a row group of the catalogue: 20 MB."""
+
+EMBEDDING_MEANS = "place among other spectra, of similar stars near each other; NaN = there is no spectrum"
 
 RETRIES = 3
 """Times Ray tries a part again after its worker died."""
@@ -100,6 +102,7 @@ def label_survey(
     labels: Sequence[str] | None = None,
     abstain: bool = False,
     check: bool = True,
+    embeddings: bool = False,
     batch_size: int = 64,
     device: str | None = None,
     conventions: Conventions | None = None,
@@ -117,6 +120,8 @@ def label_survey(
         source, config, split, input_revision: See `survey_input.open_survey`.
         output: Ends in .parquet (in constant memory), .fits or .ecsv (with all rows in memory at the end).
         model, revision, labels, abstain, check, batch_size, device: See `labelling.Labeller`.
+        embeddings: Write the embedding of every spectrum too, in which `similar.similar` searches; NaN where there is
+            no spectrum. To .parquet only; 25 numbers, 100 bytes, of a model with five labels.
         conventions: What the spectra do not tell themselves.
         part_rows: Spectra of a part.
         num_proc: Processes, each with a model of its own.
@@ -134,6 +139,8 @@ def label_survey(
     output = Path(output).absolute()
     if output.suffix not in SUFFIXES:
         raise ValueError(f"the catalogue's name must end in {', '.join(SUFFIXES)}, got {output.name}.")
+    if embeddings and output.suffix != ".parquet":
+        raise ValueError(f"embeddings are written to .parquet only, got {output.name}; choose another name for it.")
     if part_rows < 1 or num_proc < 1:
         raise ValueError(f"part_rows and num_proc must be at least 1, got {part_rows} and {num_proc}.")
     conventions = conventions or Conventions()
@@ -145,7 +152,7 @@ def label_survey(
             "and ray, or store it as Parquet."
         )
     options: dict[str, Any] = {"model": model, "revision": revision, "labels": labels, "batch_size": batch_size}
-    options |= {"abstain": abstain, "check": check, "device": device}
+    options |= {"abstain": abstain, "check": check, "device": device, "embeddings": embeddings}
     labeller = Labeller(**options)
     if Path(model).is_dir():
         options["model"] = str(Path(model).absolute())  # a worker may be elsewhere
@@ -197,6 +204,8 @@ def make_plan(
         "labels": ", ".join(labeller.labels),
         "abstain": abstain,
         "check": check,
+        "embedding": EMBEDDING if labeller.embeddings else None,
+        "embedding size": labeller.embedding_size if labeller.embeddings else None,
         "rows per part": part_rows,
         **{name: metadata.version(name) for name in ("spectrafm_hf", "torch", "numpy")},
     }
@@ -246,9 +255,29 @@ def _command() -> str:
 # ---------------------------------------------------------------- parts
 
 
-def part_table(rows: Iterable[Labelled], label_names: Sequence[str], first_row: int) -> pa.Table:
-    """Labelled spectra -> rows of the catalogue."""
+def schema_with(label_names: Sequence[str], embedding_size: int | None) -> pa.Schema:
+    """Columns of a part: those of every catalogue and last, if it has numbers, the embedding."""
     schema = schema_for(label_names)
+    return schema if embedding_size is None else schema.append(_embedding_field(embedding_size))
+
+
+def _embedding_field(size: int) -> pa.Field:
+    told = {"unit": "", "description": EMBEDDING_MEANS}
+    return pa.field("embedding", pa.list_(pa.float32(), size), nullable=False, metadata=told)
+
+
+def _also_embedded(schema: pa.Schema, size: int) -> pa.Schema:
+    """The schema of a file with the embedding as its last column, in the header that astropy reads too."""
+    column = f"- {{name: embedding, datatype: float32, description: {json.dumps(EMBEDDING_MEANS)}}}"
+    header = schema.metadata[b"table_meta_yaml"].decode().replace("\nmeta:", f"\n{column}\nmeta:", 1)
+    return schema.append(_embedding_field(size)).with_metadata(schema.metadata | {b"table_meta_yaml": header.encode()})
+
+
+def part_table(
+    rows: Iterable[Labelled], label_names: Sequence[str], first_row: int, embedding_size: int | None = None
+) -> pa.Table:
+    """Labelled spectra -> rows of the catalogue."""
+    schema = schema_with(label_names, embedding_size)
     values: dict[str, list[Any]] = {name: [] for name in schema.names}
     for number, row in enumerate(rows, first_row):
         low, high = row.wavelength_range or (np.nan, np.nan)
@@ -268,6 +297,8 @@ def part_table(rows: Iterable[Labelled], label_names: Sequence[str], first_row: 
                 told[name if key == "value" else f"{name}_{key}"] = np.nan if answer is None else getattr(answer, key)
             told[f"{name}_calibrated"] = answer is not None and bool(answer.calibrated)
             told[f"{name}_learned"] = None if answer is None else answer.learned
+        if embedding_size is not None:
+            told["embedding"] = np.full(embedding_size, np.nan, np.float32) if row.embedding is None else row.embedding
         for name, value in told.items():
             values[name].append(value)
     return pa.Table.from_pydict(values, schema=schema)
@@ -297,6 +328,10 @@ class Job:
     def label_names(self) -> list[str]:
         return str(self.plan["labels"]).split(", ")
 
+    @property
+    def embedding_size(self) -> int | None:
+        return self.plan["embedding size"]
+
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
@@ -309,7 +344,8 @@ class Job:
         """Rows of a part that is there, whole, and ours; None if it must be made."""
         try:
             file = pq.ParquetFile(self.part(number))
-            whole = file.schema_arrow.equals(schema_for(self.label_names)) and file.metadata.num_rows
+            schema = schema_with(self.label_names, self.embedding_size)
+            whole = file.schema_arrow.equals(schema) and file.metadata.num_rows
         except (OSError, pa.ArrowInvalid):
             return None
         wanted = self.rows_of(number)
@@ -322,7 +358,7 @@ class Job:
         Raises:
             ValueError: They are not as many as at the beginning of the run.
         """
-        table = part_table(rows, self.label_names, number * self.part_rows)
+        table = part_table(rows, self.label_names, number * self.part_rows, self.embedding_size)
         wanted = self.rows_of(number)
         if len(table) != wanted and not (self.survey.length is None and len(table) < wanted):
             raise ValueError(
@@ -695,6 +731,8 @@ def _merge(job: Job, output: Path, begun: Mapping[str, Any], kept: int) -> Catal
     with naming_a_full_disk(output.parent), whole_file(output) as partial:
         if output.suffix == ".parquet":
             schema = parquet_schema(job.label_names, provenance, lengths)
+            if job.embedding_size is not None:
+                schema = _also_embedded(schema, job.embedding_size)
             _write_parquet(partial, schema, tables)
         else:
             whole = pa.concat_tables([schema_for(job.label_names).empty_table(), *tables])

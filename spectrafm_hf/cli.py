@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from .commands.asking import WrongUseIsOne, evaluate, explain, predict
+from .commands.asking import WrongUseIsOne, evaluate, explain, predict, similar
 from .commands.building import build
 from .commands.learning import benchmark, calibrate, finetune, pretrain
 from .commands.sharing import cache, info, push
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command(cls=WrongUseIsOne)(predict)
+app.command()(similar)
 app.command()(evaluate)
 app.command()(explain)
 app.add_typer(build, name="build")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -168,7 +169,19 @@ def test_predict_writes_a_catalogue_and_does_it_once(tmp_path, broken):
 
 @pytest.mark.parametrize(
     "command",
-    ["predict", "evaluate", "explain", "pretrain", "finetune", "calibrate", "benchmark", "push", "info", "cache"],
+    [
+        "predict",
+        "similar",
+        "evaluate",
+        "explain",
+        "pretrain",
+        "finetune",
+        "calibrate",
+        "benchmark",
+        "push",
+        "info",
+        "cache",
+    ],
 )
 def test_every_help_has_an_example(command):
     said = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "160", "NO_COLOR": "1"})
@@ -214,3 +227,29 @@ def test_pretrain_runs_a_recipe(tmp_path, monkeypatch, capsys):
         cli.main()
     assert stopped.value.code == 2
     assert "learning_rate" in capsys.readouterr().err  # the nearest key there is
+
+
+def test_similar_finds_the_star_itself(tmp_path):
+    spectra = tmp_path / "spectra"
+    spectra.mkdir()
+    for name in ("h-band-red-giant", "h-band-dwarf"):
+        shutil.copy(example(name), spectra)
+    catalogue = tmp_path / "catalogue.parquet"
+
+    def run(*arguments):
+        return CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "120", "NO_COLOR": "1"})
+
+    said = run("predict", "--input", spectra, "--output", catalogue, "--embeddings")
+    assert said.exit_code == 0, said.output
+    asked = ("similar", example("h-band-dwarf"), "--catalogue", catalogue)
+    said = run(*asked, "-n", "2", "--json")
+    assert said.exit_code == 0, said.output
+    nearest, other = map(json.loads, said.output.splitlines())
+    assert (nearest["neighbour"], other["neighbour"]) == ("h-band-dwarf.fits", "h-band-red-giant.fits")
+    assert nearest["distance"] < 0.01 * other["distance"]
+    assert nearest["teff"] == pytest.approx(nearest["neighbour_teff"], rel=1e-5)
+    shown = run(*asked, "-n", "1")
+    assert re.search(r"1 .*h-band-dwarf\.fits .*0\.000", shown.output)
+    assert "Teff" in shown.output
+    too_many = run(*asked, "-n", "3")
+    assert "must be within 1 and 2" in str(too_many.exception)

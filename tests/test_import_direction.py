@@ -88,6 +88,7 @@ def test_the_package_is_found_and_read():
             {"builders.build", "builders.parquet_layout", "checkpoints", "hub", "labelling", "sources"}
             | {"readers.catalogue_file", "survey_input"},
         ),
+        ("similar", {"labelling", "labels", "readers.astropy_table", "readers.catalogue_file", "sources"}),
         (
             "pretraining",
             {"collation", "feature_extraction_spectrafm", "loading", "synthesis.observing", "synthesis.surveys"},
@@ -136,7 +137,14 @@ def test_files_a_checkpoint_ships_stand_alone(module):
 
 
 def test_nothing_but_the_command_line_imports_transfer_and_benchmark():
-    assert {name for name in MODULES if {"transfer", "benchmark"} & ours(name)} <= {"cli"}
+    assert {name for name in MODULES if {"transfer", "benchmark"} & ours(name)} <= {"commands.learning"}
+
+
+def test_nothing_knows_the_commands_but_the_one_that_puts_them_together():
+    assert {name for name in MODULES if any(one.startswith("commands") for one in ours(name))} <= {
+        "cli",
+        *(name for name in MODULES if name.startswith("commands.")),
+    }
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -278,6 +278,18 @@ def test_published_signal_to_noise_comes_first(labeller, star):
     assert found.snr == 87.0
 
 
+def test_told_errors_tell_the_signal_to_noise_ratio_of_pixels_too_wide_to_show_it(labeller):
+    """Pixels of 4 Angstrom, each of which becomes twenty of the model's."""
+    wavelength = np.arange(15_160.0, 16_900.0, 4.0)
+    flux = 1 + np.random.default_rng(2).standard_normal(wavelength.size) / 80
+    told = a_reading("wide", wavelength, flux, ivar=np.full(wavelength.size, 80.0**2))
+    silent = a_reading("silent", wavelength, flux)
+    found, unknown = labeller.label([told, silent])
+    assert found.snr == pytest.approx(80, rel=0.02)
+    assert unknown.snr is None
+    assert "errors" not in found.flag_names
+
+
 def test_assumptions_come_along(labeller, star):
     (found,) = labeller.label(read_source((star[1], star[0])))
     assert "vacuum Angstrom" in found.assumed[0]
@@ -388,7 +400,7 @@ def test_a_table_of_no_spectrum(labeller):
 
 def test_for_json(labelled):
     told = labelled.to_dict()
-    assert set(told) == set(Labelled.__dataclass_fields__)
+    assert set(told) == set(Labelled.__dataclass_fields__) - {"embedding"}  # which nobody asked for
     assert told["labels"]["teff"]["value"] == labelled.labels["teff"].value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,6 +57,10 @@ def predict(
     check: Annotated[
         bool, typer.Option(help="For --output: hold every spectrum against the limits of the model (half of the time).")
     ] = True,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="For --output .parquet: also what `spectrafm similar` searches in."),
+    ] = False,
     model: Annotated[str, typer.Option(help="A model that ships, a folder or a Hub id.")] = "spectrafm-small",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     labels: Annotated[
@@ -133,6 +137,7 @@ def predict(
                 raise ValueError("--json and --plot show spectra one by one; leave them out with --output.")
             made = label_survey(
                 source, output, model=model, revision=revision, labels=wanted, abstain=abstain, check=check,
+                embeddings=embeddings,
                 conventions=told, config=config, split=split, input_revision=input_revision, num_proc=num_proc, ray=ray,
             )  # fmt: skip
             typer.echo(
@@ -230,6 +235,71 @@ def evaluate(
     typer.echo(f"numbers {output}/evaluation.json; each star {output}/stars.parquet; figures {output}/figures")
 
 
+def similar(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Files of spectra, or folders of them.")],
+    catalogue: Annotated[
+        Path, typer.Option(metavar="CATALOGUE", help="Parquet that `spectrafm predict --output --embeddings` wrote.")
+    ],
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Stars to find for each spectrum.")] = 10,
+    model: Annotated[
+        str, typer.Option(help="The model that made the catalogue: one that ships, a folder or a Hub id.")
+    ] = "spectrafm-small",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    medium: Annotated[
+        Literal["vacuum", "air"] | None, typer.Option(help="Of the wavelengths, where the files do not tell.")
+    ] = None,
+    velocity: Annotated[
+        float | None, typer.Option(help="Of the star, km/s, positive = receding, where they are not at rest.")
+    ] = None,
+    redshift: Annotated[float | None, typer.Option(help="The same as z.")] = None,
+    resolving_power: Annotated[float | None, typer.Option(help="lambda / FWHM, where the files do not tell.")] = None,
+    wavelength_unit: Annotated[
+        str | None, typer.Option(help="`Angstrom`, `nm`, `um`, ..., where the files do not tell.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=best-fit`; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per neighbour and line.")] = False,
+) -> None:
+    """Stars of a catalogue in whose spectra the model sees the same as in these.
+
+    Examples:
+
+    `spectrafm predict --input survey/ --output catalogue.parquet --embeddings`
+
+    `spectrafm similar star.fits --catalogue catalogue.parquet -n 5`
+    """
+    import json
+    import math
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..similar import similar as find
+    from ..sources import Conventions
+
+    disable_progress_bar()
+    told = Conventions(
+        medium=medium,
+        velocity=velocity,
+        redshift=redshift,
+        wavelength_unit=wavelength_unit,
+        resolving_power=resolving_power,
+        reader=reader_options(option or []),
+    )
+    given = list(map(str, sources))
+    found = find(given[0] if len(given) == 1 else given, catalogue, n, model=model, revision=revision, conventions=told)
+    rows = [dict(zip(found.colnames, row, strict=True)) for row in found.iterrows()]
+    if as_json:
+        for row in rows:
+            plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
+            none = {name: None for name, value in plain.items() if isinstance(value, float) and math.isnan(value)}
+            typer.echo(json.dumps(plain | none, allow_nan=False))
+    else:
+        print_neighbours(rows)
+    if found.meta["unreadable"]:
+        typer.echo(f"left out: {found.meta['unreadable']}", err=True)
+
+
 def explain(
     model: Annotated[str, typer.Argument(help="A model that ships, a folder or a Hub id.")] = "spectrafm-small",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of report and figures.")] = Path("explanation"),
@@ -281,3 +351,31 @@ def print_labels(spectra: Sequence[Labelled]) -> None:
             console.print(f"[bold]{escape(spectrum.name)}[/]: {escape(sentence)}")
     for sentence in dict.fromkeys(sentence for spectrum in spectra for sentence in spectrum.assumed):
         console.print(f"assumed: {escape(sentence)}")
+
+
+def print_neighbours(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of the neighbours of each spectrum and, in its first row, of the spectrum itself."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from ..labels import LABELS
+
+    labels = [label for label in LABELS if label.name in rows[0]]
+    named = [Column(f"{label.symbol}\n{label.unit}".replace("[", r"\["), justify="right") for label in labels]
+    table = Table("", Column("star", overflow="fold", min_width=24), Column("distance", justify="right"), *named)
+
+    def numbers(row: Mapping[str, Any], prefix: str = "") -> list[str]:
+        values = [(label, row[f"{prefix}{label.name}"]) for label in labels]
+        return [f"{value:.{0 if label.unit == 'K' else 2}f}" for label, value in values]
+
+    for row in rows:
+        if row["rank"] == 1:
+            table.add_section()
+            table.add_row("", f"[bold]{escape(row['name'])}[/]", "", *numbers(row))
+        star = escape(row["neighbour"]) + (" *" if row["neighbour_flag_names"] else "")
+        table.add_row(str(row["rank"]), star, f"{row['distance']:.3f}", *numbers(row, "neighbour_"))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    if any(row["neighbour_flag_names"] for row in rows):
+        console.print("* something speaks against this star's labels: column flags of the catalogue says what")
