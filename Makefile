@@ -56,7 +56,7 @@ $(VENV)/.torch: $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.transfer: pyproject.toml $(VENV)/.torch
-	$(PIP) install -q $(PINS) -e ".[transfer]"
+	$(PIP) install -q $(PINS) -e ".[transfer,predict]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch

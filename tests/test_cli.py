@@ -69,6 +69,16 @@ def test_as_a_command(tmp_path):
 
 def test_reader_options():
     assert reader_options(["medium=air", "file_format=a=b"]) == {"medium": "air", "file_format": "a=b"}
+    told = reader_options(["row=2", "velocity=-12.5", "all_pixels=true"])
+    assert told == {"row": 2, "velocity": -12.5, "all_pixels": True}
+    assert type(told["row"]) is int
+    for wrong, message in (
+        ("row=two", "a whole number, got 'two'"),
+        ("all_pixels=1", "true or false"),
+        ("row", "name="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reader_options([wrong])
 
 
 # ---------------------------------------------------------------- predict

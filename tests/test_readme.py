@@ -1,21 +1,20 @@
-"""What the README shows works as shown."""
+"""The README's first screen, its tables and its map; its blocks and links are tested with those of the guides."""
 
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import tiny_extractor, tiny_model
-from typer.testing import CliRunner
+from test_guides import NOT_YET, commands
 
-from spectrafm_hf import cli
+from spectrafm_hf.metrics import METHOD_NAMES
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 @pytest.fixture
 def readme():
-    return README.read_text()
+    return README.read_text(encoding="utf-8")
 
 
 def test_first_screen_has_exactly_the_two_commands(readme):
@@ -23,42 +22,39 @@ def test_first_screen_has_exactly_the_two_commands(readme):
     assert [line.split("#")[0].strip() for line in first_block.strip().splitlines()] == ["make transfer", "make test"]
 
 
-def test_python_example_predicts_labels(readme, tmp_path, capsys):
-    model, extractor = tiny_model(), tiny_extractor()
-    model.save_pretrained(tmp_path)
-    extractor.save_pretrained(tmp_path)
-    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
-    assert "runs/transfer/2-observed" in example
-    assert len(example.strip().splitlines()) <= 8
-    low, high = extractor.wavelength_range
-    wavelength = np.linspace(low, high, 800)
-    exec(example.replace("runs/transfer/2-observed", str(tmp_path)), {"flux": np.ones(800), "wavelength": wavelength})
-    printed = capsys.readouterr().out
-    assert all(f"'{name}': {{'value': array(" in printed for name in extractor.label_names)
+def test_it_can_be_read_to_its_end(readme):
+    assert len(readme.splitlines()) <= 220
 
 
-def test_example_of_other_inputs_predicts_labels(readme, capsys):
-    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
-    wavelength = np.linspace(15_200, 15_400, 900)
-    exec(example, {"flux": np.ones(900), "flux_error": np.full(900, 0.02), "wavelength": wavelength})
-    assert "'fe_h': {'value': array(" in capsys.readouterr().out
+def test_tables_name_methods_as_the_commands_do(readme):
+    main = re.search(r"^method .*?(?=^```)", readme, re.DOTALL | re.MULTILINE).group()
+    benchmark = re.search(r"^\| \| optical.*?^\n", readme, re.DOTALL | re.MULTILINE).group()
+    names = set(METHOD_NAMES.values())
+    shown = [re.split(r"\s{2,}", line)[0] for line in main.splitlines()[2:]]
+    assert len(shown) == 7
+    assert set(shown) <= names
+    assert {row.split("|")[1].strip(" *") for row in benchmark.strip().splitlines()[2:]} == names
 
 
-def test_dataset_example_builds_and_streams(readme, tmp_path, capsys):
-    command = re.search(r"\.venv/bin/spectrafm (build synthetic .*)", readme).group(1).split()
-    command[command.index("--n") + 1] = "300"
-    folder = str(tmp_path / "synthetic")
-    command[command.index("--output") + 1] = folder
-    assert CliRunner().invoke(cli.app, command).exit_code == 0
-    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[2]
-    exec(example.replace("data/synthetic", folder, 1), {})
-    assert -2.5 <= float(capsys.readouterr().out) <= 0.5
+def test_every_command_is_in_a_table(readme):
+    rows = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
+    told = set(re.findall(r"`spectrafm ([a-z-]+)", rows))
+    assert {name.split()[0] for name in commands()} | set(NOT_YET) <= told
 
 
-def test_every_file_the_readme_names_exists(readme):
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", readme)
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+def test_the_map_has_every_room(readme):
+    """Modules and folders of the package stand in the map, and what stands there exists."""
+    told = readme.partition("## Map of the house")[2].split("```")[1]
+    package = ROOT / "spectrafm_hf"
+    rooms = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
+    short = {"few_shot_stars.py": "few_shot_stars", "few_shot_candidates.py": "_candidates"}
+    short |= {"few_shot_nested.py": "_nested", "few_shot_report.py": "_report"}
+    short |= {"configuration_spectrafm.py": "configuration_", "modeling_spectrafm.py": "modeling_"}
+    assert [room for room in sorted(rooms) if short.get(room, room) not in told] == []
+    inside = told.partition("training/ ")[0]
+    written = set(re.findall(r"\b\w+\.py\b", inside)) - rooms
+    assert [name for name in sorted(written) if not list(package.rglob(name))] == []
 
 
 def test_nothing_is_left_to_fill_in(readme):

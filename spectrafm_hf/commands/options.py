@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
 
-def reader_options(given: list[str]) -> dict[str, str]:
-    """`name=value` -> name and value.
+
+def truth(text: str) -> bool:
+    """`true` or `false`.
 
     Raises:
-        ValueError: One has no `=`.
+        ValueError: Another word.
     """
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+NO_TEXT: dict[str, tuple[Callable[[str], Any], str]] = {
+    "row": (int, "a whole number"),
+    "velocity": (float, "a number, in km/s"),
+    "all_pixels": (truth, "true or false"),
+}
+"""Options of readers that are no text -> how they are read, and how they are written."""
+
+
+def reader_options(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` -> name and value, text but for those of `NO_TEXT`.
+
+    Raises:
+        ValueError: One has no `=`, or another value than it must have.
+    """
+    told: dict[str, Any] = {}
     for one in given:
-        if "=" not in one:
+        name, is_there, value = one.partition("=")
+        if not is_there:
             raise ValueError(f"--option must be name=value, got {one!r}.")
-    return dict(one.split("=", 1) for one in given)
+        read, written = NO_TEXT.get(name, (str, "text"))
+        try:
+            told[name] = read(value)
+        except ValueError as error:
+            raise ValueError(f"--option {name} must be {written}, got {value!r}.") from error
+    return told
