@@ -203,14 +203,19 @@ class Labeller:
     def label(self, readings: Iterable[Reading]) -> Iterator[Labelled]:
         """Labels of each reading, in order, `batch_size` at a time; what cannot be read has a flag, and NaN.
 
-        While the model reads one batch, the one before is checked and the next one prepared.
+        While the model reads one batch, the one before is checked and the next one prepared; but for a process with one
+        thread, as workers are that share a machine, for which two would be in each other's way.
         """
         waiting = iter(readings)
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
         with ThreadPoolExecutor(1) as beside:
             at_work: deque[Future[list[Labelled]]] = deque()
             while some := list(islice(waiting, self.batch_size)):
                 chunk = self._prepare(some)
                 answers = self._ask(chunk.rows)
+                if alone:
+                    yield from self._finish(chunk, answers)
+                    continue
                 at_work.append(beside.submit(self._finish, chunk, answers))
                 while len(at_work) > 1:
                     yield from at_work.popleft().result()
@@ -432,7 +437,10 @@ def as_table(labelled: Iterable[Labelled], labeller: Labeller) -> Table:
                 entries.append(row[column])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("spectrafm_hf", "torch", "numpy"))
     meta = {"model": labeller.model_id, "revision": labeller.revision, "versions": versions}
-    return table_of(columns, COLUMNS, meta)
+    table = table_of(columns, COLUMNS, meta)
+    for name in ("value", "sigma", "low68", "high68", "low95", "high95"):
+        table[name].info.format = ".6g"  # as shown; the numbers are whole
+    return table
 
 
 def predict(

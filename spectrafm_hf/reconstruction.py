@@ -22,9 +22,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.sparse import csr_array
 
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
 from .spectra import FWHM_TO_SIGMA, SPEED_OF_LIGHT
@@ -63,14 +65,17 @@ KEPT = 8
 MOST_STEPS = 20
 """Nodes that the exact minimum of chi^2 may lie from the coarse one, at most."""
 
-MOST_STARTS = 8
+MOST_STARTS = 32
 """Coarse minima, the lowest ones, that are followed down: of a spectrum without lines, many are as good."""
 
 THIN = 2
 """Every so many nodes are enough to find the minimum: two per FWHM of the sharpest line-spread function."""
 
-COARSE_ERROR = (0.004, 1.2)
-"""Coarse chi^2 is too high by less than this share of sum w T^2, and this factor: T is linear between thin nodes."""
+COARSE_SIGMAS = 4.0
+"""What coarse chi^2 is taken to be off by at most, in standard deviations of what it leaves out."""
+
+LIKE_HOT = 1e-3
+"""Share of sum w T^2 that a hot star of a rung like that of the spectrum (`LIKE_RUNG`) differs by from its own."""
 
 UNSHARP = 2.0
 """Nodes: of a minimum that is wider, float32 does not tell how wide it is."""
@@ -152,6 +157,10 @@ class Reconstruction:
         self.powers = most * RUNG ** -np.arange(float(self.n_trained + WIDER_RUNGS))
         self._kept: list[_Pixels] = []
 
+    def rung_of(self, resolving_power: Any) -> Any:
+        """Steps of `RUNG` in width from the highest resolving power; any shape."""
+        return np.log(self.most / np.asarray(resolving_power, dtype=np.float64)) / np.log(RUNG)
+
     @cached_property
     def _cool(self) -> CannonSynthesizer:
         return CannonSynthesizer(self.wavelength, resolving_power=self.most)
@@ -196,6 +205,14 @@ class Reconstruction:
         blocks = np.lib.stride_tricks.sliding_window_view(padded, n, axis=2)[:, :, ::width][:, :, :n_blocks]
         return rfft(blocks)
 
+    def _left_out(self, depth: np.ndarray) -> np.ndarray:
+        """What the thin nodes leave out of templates less 1 (n, n_nodes), per pixel, (2, n): mean square of T less its
+        chord, s (1 - s) / 2 of its bend; and mean square of (s (1 - s) - 1/6) of its squared step."""
+        step = np.diff(depth[:, ::THIN], axis=1)
+        bend = np.diff(step, axis=1)
+        parts = (np.einsum("ij,ij->i", bend, bend) / 120, np.einsum("ij,ij,ij,ij->i", step, step, step, step) / 180)
+        return np.stack(parts) / step.shape[1]
+
     @cached_property
     def _sigma(self) -> np.ndarray:
         """Nodes by which each of `powers` blurs what has the highest resolving power, shape (n_rungs,)."""
@@ -213,8 +230,11 @@ class Reconstruction:
         Without the continuum float32 loses less: its errors are those of the depths of lines.
         """
         (pad, n), size = self._padding, flux.shape[1]
-        depth = np.clip(flux, *FLUX_LIMITS).astype(precision) - 1
-        padded = np.pad(depth, ((0, 0), (pad, n - size - pad)), mode="edge")
+        padded = np.empty((len(flux), n), dtype=precision)
+        depth = padded[:, pad : pad + size]
+        np.clip(flux, *FLUX_LIMITS, out=depth)
+        depth -= 1
+        padded[:, :pad], padded[:, pad + size :] = depth[:, :1], depth[:, -1:]
         return irfft(rfft(padded)[:, None] * damping, n)[..., pad : pad + size]
 
     def _on_rungs(self, flux: np.ndarray, rungs: np.ndarray, precision: type = np.float32) -> np.ndarray:
@@ -255,13 +275,21 @@ class Reconstruction:
         found: list[Explained | None] = [None] * len(rows)
         known = np.flatnonzero(np.isfinite(labels).all(axis=1))
         for some in np.split(known, range(BLOCK, known.size, BLOCK)):
-            for place, star in zip(
-                some.tolist(), self._cool(reachable(labels[some])) if some.size else (), strict=True
-            ):
+            of_pixels: dict[int, list[tuple[int, _Seen, np.ndarray]]] = {}
+            stars = self._cool(reachable(labels[some])) if some.size else ()
+            for place, star in zip(some.tolist(), stars, strict=True):
                 row = rows[place]
                 pixels = self._pixels_of(extractor, row["wavelength"])
                 if (row["attention_mask"][pixels.chosen] > 0).any():
-                    found[place] = self._explained(_Seen(pixels, extractor, row), star, matters)
+                    of_pixels.setdefault(id(pixels), []).append((place, _Seen(pixels, extractor, row), star))
+            for together in of_pixels.values():
+                tried = [seen.rungs() for _, seen, _ in together]
+                depths = [self._on_rungs(star, rungs) for (_, _, star), (rungs, _) in zip(together, tried, strict=True)]
+                good = np.stack([seen.good for _, seen, _ in together])
+                pixels = together[0][1].pixels
+                continua = continua_of(extractor, pixels, np.stack([depth[0] for depth in depths]), good)
+                for (place, seen, star), rungs, depth, continuum in zip(together, tried, depths, continua, strict=True):
+                    found[place] = self._explained(seen, star, *rungs, depth, continuum, matters)
         return found
 
     def _pixels_of(self, extractor: SpectraFMFeatureExtractor, wavelength: np.ndarray) -> _Pixels:
@@ -274,10 +302,18 @@ class Reconstruction:
             self._kept = [pixels, *(one for one in kept if one is not pixels)][:KEPT]
         return pixels
 
-    def _explained(self, seen: _Seen, star: np.ndarray, matters: tuple[float, float] | None) -> Explained:
-        tried, n_trained = seen.rungs()
-        depth = self._on_rungs(star, tried)
-        seen.hold_against(depth, seen.continua(depth[:1])[0])
+    def _explained(
+        self,
+        seen: _Seen,
+        star: np.ndarray,
+        tried: np.ndarray,
+        n_trained: int,
+        depth: np.ndarray,
+        continuum: np.ndarray,
+        matters: tuple[float, float] | None,
+    ) -> Explained:
+        """Of a star (n_nodes,) at the rungs tried, `depth` (n, n_nodes) less 1, over the continuum of the first one."""
+        seen.hold_against(depth, continuum)
         exact = list(range(n_trained))
         lowest = np.full(len(tried), np.nan)
         lowest[exact] = [seen.lowest(rung) for rung in exact]
@@ -287,12 +323,11 @@ class Reconstruction:
         def log_ratio(other: float) -> float:
             return float(seen.n / 2 * np.log(lowest[best] / max(other, 1e-12)))
 
-        def surely_below(coarse: np.ndarray, limit: float) -> bool:
-            share, factor = COARSE_ERROR
-            return log_ratio((coarse.min() - share * seen.of_lines) / factor) < limit
+        def surely_below(least: np.ndarray, limit: float) -> bool:
+            return log_ratio(float(least.min())) < limit
 
         wider = widening = hot_star = hot_teff = np.nan
-        if not surely_below(seen.coarse[n_trained:], wider_matters):
+        if not surely_below(seen.at_least()[n_trained:], wider_matters):
             lowest[n_trained:] = [seen.lowest(rung) for rung in range(n_trained, len(tried))]
             wider = log_ratio(lowest[n_trained:].min())
             widening = float(RUNG ** (1 + lowest[n_trained:].argmin()))
@@ -300,7 +335,7 @@ class Reconstruction:
         if velocity_error > UNSHARP * self.step * SPEED_OF_LIGHT:
             seen.depth = self._on_rungs(star, tried[best : best + 1], np.float64)
             velocity, velocity_error = seen.velocity(0, seen.at[best])
-        if matters is None or not surely_below(seen.coarse_hot(tried[0]), hot_matters):
+        if matters is None or not surely_below(seen.hot_at_least(tried[0]), hot_matters):
             hot = between_rungs(self._hot_ladder, tried[0])
             chi2 = []
             for one, continuum in zip(hot, seen.continua(hot), strict=True):
@@ -341,11 +376,13 @@ class _Pixels:
         self.lower = position.astype(int)
         self.share = (position - self.lower).astype(np.float32)
         thin = position / THIN
-        lower = thin.astype(int)
-        self._thin_share = (thin - lower).astype(np.float32)
-        self._runs = np.flatnonzero(np.diff(lower, prepend=-1))
-        self._thin_lower = lower[self._runs]
-        self._hot: list[tuple[np.ndarray, np.ndarray]] = []
+        above, pixel = thin % 1, np.arange(thin.size)
+        node = np.concatenate([thin.astype(int), thin.astype(int) + 1])
+        _, reach, n, n_blocks = grid._thin
+        shape = n_blocks * (n - 2 * reach), thin.size
+        shares = np.concatenate([1 - above, above]).astype(np.float32), (node, np.tile(pixel, 2))
+        self._shared_out = csr_array(shares, shape=shape)
+        self._hot: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     @staticmethod
     def _norms_of(extractor: SpectraFMFeatureExtractor) -> tuple[object, ...]:
@@ -360,27 +397,26 @@ class _Pixels:
         """Values (n, n_pixels), shared out to the thin nodes around each pixel -> conjugate transforms in blocks."""
         _, reach, n, n_blocks = self.grid._thin
         width = n - 2 * reach
-        above = values * self._thin_share
-        on_nodes = np.zeros((len(values), n_blocks * width), dtype=np.float32)
-        on_nodes[:, self._thin_lower] = np.add.reduceat(values - above, self._runs, axis=1)
-        on_nodes[:, self._thin_lower + 1] += np.add.reduceat(above, self._runs, axis=1)
         padded = np.zeros((len(values), n_blocks, n), dtype=np.float32)
-        padded[:, :, :width] = on_nodes.reshape(-1, n_blocks, width)
+        for one, of_blocks in zip(values, padded, strict=True):
+            of_blocks[:, :width] = (self._shared_out @ one).reshape(n_blocks, width)
         return np.conj(rfft(padded))
 
-    def hot(self, extractor: SpectraFMFeatureExtractor, rung: np.ndarray) -> np.ndarray:
+    def hot(self, extractor: SpectraFMFeatureExtractor, rung: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hot stars at a rung (n_nodes,) or (1,), over the pseudo-continua of a spectrum without bad pixels, as
-        `Reconstruction._transformed` has them; those of rungs that are alike are kept."""
-        for known, made in self._hot:
+        `Reconstruction._transformed` and `_left_out` have them; those of rungs that are alike are kept."""
+        for known, made, left_out in self._hot:
             if known.shape == rung.shape and np.abs(known - rung).max() < LIKE_RUNG:
-                return made
+                return made, left_out
         depth = between_rungs(self.grid._hot_ladder, rung)
         good = np.ones((len(depth), self.wavelength.size), dtype=bool)
         continua = continua_of(extractor, self, depth, good)
         over = np.stack([np.interp(self.grid.wavelength, self.wavelength, continuum) for continuum in continua])
-        made = self.grid._transformed(((1 + depth) / over - 1).astype(np.float32))
-        self._hot = [(rung, made), *self._hot[: KEPT - 1]]
-        return made
+        depth = ((1 + depth) / over - 1).astype(np.float32)
+        made, left_out = self.grid._transformed(depth), self.grid._left_out(depth)
+        left_out[0] += LIKE_HOT * np.square(depth).mean(axis=1)
+        self._hot = [(rung, made, left_out), *self._hot[: KEPT - 1]]
+        return made, left_out
 
 
 def continua_of(
@@ -415,7 +451,8 @@ class _Seen:
             if known.any():
                 # Worse pixels than most count less; better ones no more, since models err by more than photons do.
                 told = flux_error[known]
-                self.weight[known] = np.minimum(np.median(told) / told, 1.0) ** 2
+                if told.min() < told.max():
+                    self.weight[known] = np.minimum(np.median(told) / told, 1.0) ** 2
         self.n = float(self.weight.sum(dtype=np.float64))
         self.flat = float(np.square(self.flux - 1) @ self.weight)
 
@@ -426,11 +463,11 @@ class _Seen:
         known = None if power is None else power > 0
         if power is None or known is None or not known.any():
             return np.arange(float(grid.powers.size))[:, None], grid.n_trained
-        rung = np.log(grid.most / power[known].astype(np.float64)) / np.log(RUNG)
-        if np.ptp(rung) < SAME_RUNG:
-            told = np.array([np.median(rung)])
+        least, most = (grid.rung_of(float(end)) for end in (power[known].max(), power[known].min()))
+        if most - least < SAME_RUNG:
+            told = np.array([(least + most) / 2])
         else:
-            told = np.interp(grid.wavelength, self.pixels.wavelength[known], rung)
+            told = np.interp(grid.wavelength, self.pixels.wavelength[known], grid.rung_of(power[known]))
         return told + np.arange(WIDER_RUNGS + 1.0)[:, None], 1
 
     def continua(self, depth: np.ndarray) -> np.ndarray:
@@ -447,20 +484,26 @@ class _Seen:
         missed = self.flux - inverse
         self._inverse, self._missed = inverse * root, missed * root
         self.coarse = self._coarse(self.grid._transformed(depth), inverse, missed)
+        self._left_out = self.grid._left_out(depth)
         self._exact: dict[tuple[int, int], float] = {}
         self.at: dict[int, int] = {}
-        self.__dict__.pop("of_lines", None)
 
-    @cached_property
-    def of_lines(self) -> float:
-        """Sum of w T^2 of the first template: what its lines are worth."""
-        lines = self._inverse * between_nodes(self.depth[0], self.pixels.lower, self.pixels.share)
-        return float(lines @ lines)
+    def _off_by(self, left_out: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+        """What coarse chi^2 may be off by, (n,), where it is `lowest` (n,); see `Reconstruction._left_out`."""
+        bent, stepped = self.n * left_out
+        pixel = np.maximum(lowest, 0.0) / self.n
+        return bent + COARSE_SIGMAS * (2 * np.sqrt(pixel * bent) + np.sqrt(stepped))
 
-    def coarse_hot(self, rung: np.ndarray) -> np.ndarray:
-        """Chi^2 of the hot stars at all velocities, nearly, (n, n_velocities)."""
-        one = np.ones(1, dtype=np.float32)
-        return self._coarse(self.pixels.hot(self.extractor, rung), one, self.flux - 1)
+    def at_least(self) -> np.ndarray:
+        """Chi^2 of each template at any velocity at least, (n,)."""
+        lowest = self.coarse.min(axis=1)
+        return lowest - self._off_by(self._left_out, lowest)
+
+    def hot_at_least(self, rung: np.ndarray) -> np.ndarray:
+        """The same of the hot stars."""
+        transformed, left_out = self.pixels.hot(self.extractor, rung)
+        lowest = self._coarse(transformed, np.ones(1, dtype=np.float32), self.flux - 1).min(axis=1)
+        return lowest - self._off_by(left_out, lowest)
 
     def _coarse(self, transformed: np.ndarray, inverse: np.ndarray, missed: np.ndarray) -> np.ndarray:
         """Chi^2 at every `THIN`-th velocity, from the most negative one, (n, n_velocities)."""
@@ -476,19 +519,21 @@ class _Seen:
         coarse, last = self.coarse[number], 2 * self.grid.n_shifts
         ends = np.full(1, np.inf)
         around = np.concatenate([ends, coarse, ends])
-        share, factor = COARSE_ERROR
-        low = (
-            (coarse <= around[:-2]) & (coarse <= around[2:]) & (coarse <= factor * coarse.min() + share * self.of_lines)
-        )
+        bent, stepped = self.n * self._left_out[:, number]
+        # What is wrong with a spectrum may go along with what is left out, other than noise does.
+        off_by = bent + 2 * np.sqrt(max(coarse.min(), 0.0) * bent) + COARSE_SIGMAS * np.sqrt(stepped)
+        low = (coarse <= around[:-2]) & (coarse <= around[2:]) & (coarse <= coarse.min() + 2 * off_by)
         starts = np.flatnonzero(low)
         found: dict[int, float] = {}
         for start in starts[np.argsort(coarse[starts])][:MOST_STARTS].tolist():
             at = min(max(THIN * (start - self.grid._thin[1]) + self.grid.n_shifts, 1), last - 1)
             for _ in range(MOST_STEPS):
-                step = min((0, -1, 1), key=lambda step: self._chi2(number, at + step))
-                if step == 0 or not 1 <= at + step <= last - 1:
+                # Two nodes far, since chi^2 has ripples where pixels are wider than nodes.
+                near = (at, *(near for near in (at - 1, at + 1, at - 2, at + 2) if 1 <= near <= last - 1))
+                best = min(near, key=lambda near: self._chi2(number, near))
+                if best == at:
                     break
-                at += step
+                at = best
             found[at] = min(self._chi2(number, at + step) for step in (-1, 0, 1))
         self.at[number] = min(found, key=lambda at: found[at])
         return found[self.at[number]]

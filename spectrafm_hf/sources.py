@@ -852,7 +852,8 @@ def _given_of_row(row: Mapping[str, Any], wavelength: np.ndarray | None, convent
     ours = set(row) >= OWN_COLUMNS
     if row.get("wavelength") is None and "spectrum" not in row and not set(row) & set(_LOGARITHMIC):
         n_pixels = len(row["flux"]) if row.get("flux") is not None else 0
-        if wavelength is None and "apogee" in (row.get("survey") or ""):
+        named = f"{row.get('survey') or ''} {row.get('object_id') or ''}".lower()
+        if wavelength is None and "apogee" in named:  # synthetic stars are called so, too
             wavelength = _apogee_grid(n_pixels)
         if wavelength is None:
             raise ValueError(
@@ -860,6 +861,8 @@ def _given_of_row(row: Mapping[str, Any], wavelength: np.ndarray | None, convent
                 '{"rows": dataset, "wavelength": builders.grids.read_wavelength_grid(repository)}.'
             )
         row = {**row, "wavelength": wavelength}
+    if ours and row["restframe"]:  # its velocity is what was taken out, or an error that was put in on purpose
+        row = {name: value for name, value in row.items() if name not in ("velocity", "redshift")}
     given = given_of(row, "row", conventions)
     if not ours:
         return given

@@ -18,11 +18,13 @@ from astropy.io import fits
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_readers_any_file import WRITERS, damage
 
+from spectrafm_hf.builders.build import build_dataset
+from spectrafm_hf.builders.synthetic import SyntheticConfig
 from spectrafm_hf.readers.miles import PARAMETER_FILE
 from spectrafm_hf.sources import Conventions, Reading, count_source, read_source
 from spectrafm_hf.spectra import SPEED_OF_LIGHT, Spectrum, apogee_wavelength, vacuum_to_air
@@ -986,3 +988,14 @@ def test_changed_data_are_seen_by_their_sum(tmp_path):
                 np.testing.assert_array_equal(reading.spectrum.bad_pixel, original.bad_pixel, err_msg=name)
                 np.testing.assert_array_equal(reading.spectrum.wavelength, original.wavelength, err_msg=name)
     assert outcomes[True] > 10
+
+
+def test_rows_of_our_own_synthetic_stars_need_nothing_else(tmp_path):
+    """They are at rest, whatever velocity error was put in, and have APOGEE's pixels."""
+    build_dataset([SyntheticConfig(n=300, seed=3)], tmp_path / "built", 1)
+    rows = load_dataset(str(tmp_path / "built"), "synthetic", split="validation", streaming=True)
+    assert "velocity" in rows.features
+    for reading, row in zip(read_source(rows.take(3)), rows.take(3), strict=True):
+        assert reading.spectrum is not None, reading.reason
+        np.testing.assert_array_equal(reading.spectrum.wavelength, apogee_wavelength())
+        np.testing.assert_allclose(reading.spectrum.flux, row["flux"], rtol=1e-6)

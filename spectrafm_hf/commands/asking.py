@@ -78,7 +78,7 @@ def predict(
         str | None, typer.Option(help="`Angstrom`, `nm`, `um`, ..., where the files do not tell.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=best-fit`; may be repeated.")
+        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=synthetic`; may be repeated.")
     ] = None,
     abstain: Annotated[
         bool, typer.Option("--abstain", help="No answer for spectra unlike those of training, and for guesses.")
@@ -257,7 +257,7 @@ def similar(
         str | None, typer.Option(help="`Angstrom`, `nm`, `um`, ..., where the files do not tell.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=best-fit`; may be repeated.")
+        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=synthetic`; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per neighbour and line.")] = False,
 ) -> None:
