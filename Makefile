@@ -1,4 +1,4 @@
-# Two commands do all their own set-up on a fresh machine: `make transfer` (the main job) and `make test`.
+# Every target does all its own set-up on a fresh machine: `make transfer` (the main job), `make test`, `make predict`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,6 +6,7 @@ OUTPUT ?= runs/transfer
 SEEDS ?= 1
 BUDGET ?= 1
 FROM ?= spectrafm-small
+SPECTRUM ?= spectrafm_hf/examples/h-band-red-giant.fits
 CHROMIUM := /usr/bin/chromium
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
@@ -14,10 +15,14 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
 	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
-.PHONY: transfer test test-hub test-demo test-network test-mixins lint clean
+.PHONY: transfer predict test test-hub test-demo test-network test-mixins lint clean
 
 transfer: $(VENV)/.transfer
 	$(PY) training/transfer.py --from $(FROM) --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
+
+# Labels of one star, from nothing; more with .venv/bin/spectrafm predict.
+predict: $(VENV)/.transfer
+	$(VENV)/bin/spectrafm predict $(SPECTRUM)
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not network and not hub and not demo"

@@ -437,10 +437,7 @@ def as_table(labelled: Iterable[Labelled], labeller: Labeller) -> Table:
                 entries.append(row[column])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("spectrafm_hf", "torch", "numpy"))
     meta = {"model": labeller.model_id, "revision": labeller.revision, "versions": versions}
-    table = table_of(columns, COLUMNS, meta)
-    for name in ("value", "sigma", "low68", "high68", "low95", "high95"):
-        table[name].info.format = ".6g"  # as shown; the numbers are whole
-    return table
+    return table_of(columns, COLUMNS, meta)
 
 
 def predict(
