@@ -24,8 +24,9 @@ transfer: $(VENV)/.transfer
 predict: $(VENV)/.transfer
 	$(VENV)/bin/spectrafm predict $(SPECTRUM)
 
+# Two processes; one that is done takes over tests of the other.
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not network and not hub and not demo"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not network and not hub and not demo"
 
 # The whole way over the Hub, and what may go wrong on it, with the real clients and a Hub of our own on this machine.
 test-hub: $(VENV)/.dev

@@ -1,9 +1,16 @@
 """A tiny model, a tiny extractor, a fake star with known lines and a fake library; no network."""
 
+import gc
+import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import socket
 import tempfile
+import time
+import traceback
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests beside each other: a thread each, before NumPy is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before huggingface_hub is imported. No test ever reaches the real Hub: tests/hub bring their own to this port.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with socket.socket() as free:
@@ -15,6 +22,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"  # with it every large upload would go to
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from spectrafm_hf import (
     SpectraFMConfig,
@@ -27,6 +35,16 @@ from spectrafm_hf.builders.libraries import Library
 from spectrafm_hf.builders.selection import SelectionReport
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
 from spectrafm_hf.synthesis.sampler import LabelSampler
+
+settings.register_profile("beside others", deadline=None)  # who shares a processor may take long
+settings.load_profile("beside others")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: each training ends in a search for garbage, which need not look there."""
+    gc.collect()
+    gc.freeze()
+
 
 PATCH_SIZE = 16
 WINDOW = (5000.0, 5400.0)
@@ -127,6 +145,63 @@ def fake_spectra(n_stars=420, seed=0, noise=0.005, wavelength=None):
     ]
 
 
+def as_rank(rank, n_ranks, port, errors, work, arguments):
+    """One of the processes of `on_ranks`."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    gc.freeze()  # as above
+    try:
+        work(*arguments)
+    except BaseException:
+        errors.put(f"rank {rank}: {traceback.format_exc()}")
+        raise
+
+
+def on_ranks(fresh, work, *arguments, n_ranks=2, timeout=300):
+    """Run `work(*arguments)` in processes that train one model together, as torchrun would begin them.
+
+    Args:
+        fresh: The fixture `fresh_processes`.
+        work: Function of a test module; RANK tells it which process it is.
+        timeout: Seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors = fresh.SimpleQueue()
+    ranks = [
+        fresh.Process(target=as_rank, args=(rank, n_ranks, port, errors, work, arguments)) for rank in range(n_ranks)
+    ]
+    for process in ranks:
+        process.start()
+    running, deadline = ranks, time.monotonic() + timeout
+    # The others would wait for one that failed for ever.
+    while running and not any(process.exitcode for process in ranks) and time.monotonic() < deadline:
+        multiprocessing.connection.wait([process.sentinel for process in running], deadline - time.monotonic())
+        running = [process for process in running if process.is_alive()]
+    for process in ranks:
+        process.kill()
+        process.join()
+    said = f"no error within {timeout} s" if errors.empty() else errors.get()
+    assert [process.exitcode for process in ranks] == [0] * n_ranks, said
+
+
+@pytest.fixture(scope="session")
+def fresh_processes():
+    """Begins processes that have imported what they need, and nothing else has happened in them.
+
+    A new Python would import it again, for several seconds each.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["spectrafm_hf.stages", "spectrafm_hf.catalogue", "spectrafm_hf.readers.mangadap_wheel"]
+    )
+    multiprocessing.forkserver.ensure_running()
+    return context
+
+
 @pytest.fixture
 def model():
     return tiny_model()
@@ -140,6 +215,16 @@ def extractor():
 @pytest.fixture
 def batch():
     return random_batch()
+
+
+def render_nothing(monkeypatch):
+    """From now on figures are put together as always, but their files stay empty: for when nobody looks at them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: path.touch())
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    render_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from conftest import tiny_extractor, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spectrafm_hf import calibration
 from spectrafm_hf.calibration import (
     FACTOR_LIMITS,
     FEWEST_FOR_REGRESSION,
@@ -21,6 +22,12 @@ from spectrafm_hf.metrics import HALF_WIDTHS, NOMINAL_COVERAGE, summarise
 from spectrafm_hf.stage_data import HeldOut, judge
 
 LABELS = ["teff", "logg", "fe_h"]
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch):
+    """Enough for errors that hang on nothing; those of `partial` need all the steps."""
+    monkeypatch.setattr(calibration, "N_STEPS", 400)
 
 
 def overconfident(n=4000, factor=2.5, seed=0):
@@ -254,6 +261,7 @@ def test_a_recalibration_is_saved_as_plain_numbers(recalibrated, tmp_path):
     np.testing.assert_array_equal(decoded(loaded, mean, sigma, noise), decoded(recalibrated, mean, sigma, noise))
 
 
+@pytest.mark.usefixtures("in_a_hurry")
 def test_labels_without_enough_stars_keep_their_factors():
     mean, sigma, labels, noise = partial(n=2 * FEWEST_FOR_REGRESSION - 2)  # log g is known of half of them
     found = recalibration(LABELS, mean, sigma, labels, None, noise)
@@ -267,6 +275,7 @@ def test_labels_without_enough_stars_keep_their_factors():
     assert recalibration(LABELS, mean[few], sigma[few], labels[few], None, noise[few]) is None
 
 
+@pytest.mark.usefixtures("in_a_hurry")
 def test_published_errors_are_not_blamed_on_the_network():
     """A network that is right about itself stays so, though the labels it is held against scatter by 1.5 sigma."""
     rng = np.random.default_rng(3)

@@ -54,6 +54,7 @@ def blind(tmp_path_factory):
     return blind_folder(tmp_path_factory.mktemp("wide"), 1e4)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_intervals_wide_enough_hold_every_star(blind, tmp_path):
     found = Evidence(str(blind), tmp_path, SMALL).find("calibration", None)
     assert found["coverage68"] == found["coverage95"] == 1.0
@@ -66,6 +67,7 @@ def test_intervals_wide_enough_hold_every_star(blind, tmp_path):
     }
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_evidence_of_other_intervals_is_not_kept(blind, tmp_path):
     wide = Evidence(str(blind), tmp_path / "wide", SMALL)
     kept = {"coverage68": 1.0, "of": wide.origin}
@@ -100,6 +102,7 @@ def test_a_model_whose_stars_cannot_be_made_anew_says_so_each_time(blind, tmp_pa
     assert "a stage that mixed two surveys" in found["left_out"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_lines_of_a_network_that_does_not_look_are_chance(blind, tmp_path):
     found = Evidence(str(blind), tmp_path, SMALL).find("lines", {"fe_h_auc": 1.0, "of": "another model"})
     assert (found["fe_h_auc"], found["mg_fe_auc"], found["o_fe_auc"]) == (0.5, 0.5, 0.5)

@@ -4,13 +4,12 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import accelerate
 import numpy as np
 import pytest
 import torch
-from conftest import LABEL_CENTER, random_batch, tiny_extractor, tiny_model
+from conftest import LABEL_CENTER, on_ranks, random_batch, tiny_extractor, tiny_model
 from safetensors.torch import load_file, save_file
 from test_import_direction import REMOTE_CODE
 from test_model_properties import PAPER_LIKE
@@ -434,7 +433,7 @@ def assert_same_step(found, expected):
 
 
 def train_on_two_processes(folder):
-    """What torchrun runs, on each of the two."""
+    """On each of the two."""
     for number, kind in enumerate(({}, PAPER_LIKE)):
         for accumulation in (1, 4):
             weights = one_step(kind, folder, 16 // accumulation, accumulation)
@@ -444,21 +443,14 @@ def train_on_two_processes(folder):
 
 
 @pytest.mark.slow
-def test_loss_is_the_mean_over_all_labels_however_many_processes_and_micro_batches_share_it(tmp_path):
+def test_loss_is_the_mean_over_all_labels_however_many_processes_and_micro_batches_share_it(tmp_path, fresh_processes):
     """32 rows at once = 4 x 8 = 2 processes x 16 = 2 x 4 x 4, although a row has one, two or three labels."""
     labels = Rows().batch["labels"]
     assert (labels == -100).float().mean().item() == pytest.approx(0.2, abs=0.005)
     per_process = (labels != -100).view(2, 16, 3).sum((1, 2))
     assert per_process[0] != per_process[1]  # else a mean of means would do
 
-    ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr
+    on_ranks(fresh_processes, train_on_two_processes, tmp_path)
     for number, kind in enumerate(({}, PAPER_LIKE)):
         expected = one_step(kind, tmp_path, 32)
         before = tiny_model(given_names=["bp_rp"], **kind).state_dict()
@@ -477,7 +469,3 @@ def test_errors_of_labels_must_have_the_shape_of_the_labels(model, batch, shape)
     """Broadcast without a word, the error of one label would be that of all."""
     with pytest.raises(ValueError, match="label_errors must have shape"):
         model(**batch, labels=torch.zeros(4, 3), label_errors=torch.full(shape, 0.1))
-
-
-if __name__ == "__main__":
-    train_on_two_processes(Path(sys.argv[1]))

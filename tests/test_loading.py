@@ -1,20 +1,19 @@
 """Rows of a built dataset, streamed or stored, become batches; ranks and resumes neither lose nor repeat any."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
 import torch
-from conftest import star_flux, tiny_extractor, tiny_model
+from conftest import on_ranks, star_flux, tiny_extractor, tiny_model
 from datasets import Dataset, Features, List, Value, load_dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from spectrafm_hf.collation import SpectrumCollator
 from spectrafm_hf.loading import RowEncoder, StoredSpectra, stream_rows
+from spectrafm_hf.stages import leave_process_group
 
 WAVELENGTH = np.arange(4990.0, 5410.0, 0.9)
 N_SHARDS, PER_SHARD = 4, 10
@@ -118,7 +117,10 @@ def test_wavelengths_of_ragged_rows_stay_double(tmp_path, extractor):
     row |= {name + suffix: 1.0 for name in LABELS for suffix in ("", "_err")}
     dataset = Dataset.from_list([row])
     expected = extractor(row["flux"], wavelength, row["bad_pixel"])
-    for source in (stream_rows(dataset.to_iterable_dataset(), extractor, seed=0), StoredSpectra(dataset, extractor)):
+    for source in (
+        stream_rows(dataset.to_iterable_dataset(), extractor, buffer_size=0),
+        StoredSpectra(dataset, extractor),
+    ):
         assert np.array_equal(next(iter(source))["flux"], expected["flux"][0])
 
 
@@ -216,40 +218,26 @@ def test_training_from_the_stream_goes_on_after_an_interruption_with_the_same_we
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-RANK = """
-import json, os, sys
-from pathlib import Path
+def train_and_resume(folder, output):
+    """On each of two ranks: it says which rows it read, and that an interruption changes no weight."""
+    seen, real = set(), RowEncoder.__call__
 
-import torch
+    def spy(self, columns, indices):
+        seen.update(map(str, columns["object_id"]))
+        return real(self, columns, indices)
 
-folder, output = map(Path, sys.argv[1:])
-sys.path.insert(0, {tests!r})
-from test_loading import StopAt, train
-from spectrafm_hf.loading import RowEncoder
-from spectrafm_hf.stages import leave_process_group
-
-seen, real = set(), RowEncoder.__call__
-def spy(self, columns, indices):
-    seen.update(map(str, columns["object_id"]))
-    return real(self, columns, indices)
-RowEncoder.__call__ = spy
-whole = train(folder, output / "whole").model.state_dict()
-(output / ("seen-" + os.environ["RANK"])).write_text(json.dumps(sorted(seen)))
-train(folder, output / "broken", callbacks=[StopAt(12)])
-resumed = train(folder, output / "broken", resume=str(output / "broken/checkpoint-10")).model.state_dict()
-assert all(torch.equal(whole[name], resumed[name]) for name in whole), "the weights differ"
-leave_process_group()
-"""
+    RowEncoder.__call__ = spy
+    whole = train(folder, output / "whole").model.state_dict()
+    (output / f"seen-{os.environ['RANK']}").write_text(json.dumps(sorted(seen)))
+    train(folder, output / "broken", callbacks=[StopAt(12)])
+    resumed = train(folder, output / "broken", resume=str(output / "broken/checkpoint-10")).model.state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole), "the weights differ"
+    leave_process_group()
 
 
 @pytest.mark.slow
-def test_each_of_two_ranks_reads_its_own_shards_and_resumes_exactly(folder, tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK.format(tests=str(Path(__file__).parent)))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, str(script), str(folder), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_each_of_two_ranks_reads_its_own_shards_and_resumes_exactly(folder, tmp_path, fresh_processes):
+    on_ranks(fresh_processes, train_and_resume, folder, tmp_path)
     first, second = (set(json.loads((tmp_path / f"seen-{rank}").read_text())) for rank in (0, 1))
     assert len(first) == len(second) == N_SHARDS * PER_SHARD // 2
     assert not first & second

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 import zipfile
+from multiprocessing.context import BaseContext
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,6 @@ FILES = {
     f"{INFO}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     f"{INFO}/RECORD": "",
 }
-CHILD = """
-import sys
-from pathlib import Path
-from spectrafm_hf.readers import mangadap_wheel
-mangadap_wheel.WHEEL_SHA256 = sys.argv[2]
-{patch}
-print(mangadap_wheel.fetch_libraries(Path(sys.argv[1])))
-"""
 
 
 @pytest.fixture
@@ -183,42 +176,57 @@ def test_disk_full_while_unpacking(cache: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(fetch_libraries(cache)) == UNPACKED
 
 
-def test_killed_half_way_nothing_counts_as_done(cache: Path) -> None:
-    patch = """
-import os, signal, zipfile
-read = zipfile.ZipFile.read
-def killed_at_the_second_file(self, member, _seen=[]):
-    _seen.append(member)
-    if len(_seen) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(self, member)
-zipfile.ZipFile.read = killed_at_the_second_file
-"""
-    child = CHILD.format(patch=patch)
-    died = subprocess.run([sys.executable, "-c", child, cache, mangadap_wheel.WHEEL_SHA256], check=False, timeout=60)
-    assert died.returncode == -signal.SIGKILL
+def fetch_and_die(cache: Path, checksum: str) -> None:
+    """In a process of its own: killed at the second file."""
+    read, seen = zipfile.ZipFile.read, []
+
+    def read_or_die(self: zipfile.ZipFile, member: str) -> bytes:
+        seen.append(member)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, member)
+
+    zipfile.ZipFile.read = read_or_die  # type: ignore[method-assign, assignment]
+    mangadap_wheel.WHEEL_SHA256 = checksum
+    fetch_libraries(cache)
+
+
+def test_killed_half_way_nothing_counts_as_done(cache: Path, fresh_processes: BaseContext) -> None:
+    process = fresh_processes.Process(target=fetch_and_die, args=(cache, mangadap_wheel.WHEEL_SHA256))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert len(list(cache.glob(".partial-*"))) == 1
     assert not list(cache.glob("sdss-mangadap-*"))
     assert contents(fetch_libraries(cache)) == UNPACKED
     assert not list(cache.glob(".partial-*"))
 
 
-def test_two_processes_at_once(cache: Path) -> None:
-    # Each unpacking takes half a second, so the second process arrives while the first is at work.
-    patch = """
-import time
-unpack = mangadap_wheel._unpack
-def slowly(wheel, folder):
-    unpack(wheel, folder)
-    time.sleep(0.5)
-    print("unpacked")
-mangadap_wheel._unpack = slowly
-"""
-    command = [sys.executable, "-c", CHILD.format(patch=patch), str(cache), mangadap_wheel.WHEEL_SHA256]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert "".join(outputs).count("unpacked\n") == 1
+def fetch_slowly(cache: Path, checksum: str, unpacked: SimpleQueue) -> None:
+    """In a process of its own. Unpacking takes half a second, so that the other arrives while this one is at work."""
+    unpack = mangadap_wheel._unpack
+
+    def slowly(wheel: Path, folder: Path) -> None:
+        unpack(wheel, folder)
+        time.sleep(0.5)
+        unpacked.put(os.getpid())
+
+    mangadap_wheel._unpack = slowly
+    mangadap_wheel.WHEEL_SHA256 = checksum
+    fetch_libraries(cache)
+
+
+def test_two_processes_at_once(cache: Path, fresh_processes: BaseContext) -> None:
+    unpacked = fresh_processes.SimpleQueue()
+    told = cache, mangadap_wheel.WHEEL_SHA256, unpacked
+    both = [fresh_processes.Process(target=fetch_slowly, args=told) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert unpacked.get() in [process.pid for process in both]
+    assert unpacked.empty()
     assert contents(cache / "sdss-mangadap-4.5.0") == UNPACKED
 
 

@@ -1,6 +1,7 @@
 """Comparisons from few labels: nobody is both learned from and asked about, and what is combined keeps its promise."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def task():
     pool, test = stars(extractor, 150, 0, "pool-", (-1.0, 0.5)), stars(extractor, 80, 1, "test-")
     anchors = stars(extractor, 100, 2, "anchor-")
     return Task("trial", "A trial.", tiny_model(), extractor, pool, test, (anchors.flux, anchors.good), -1.0)
+
+
+@pytest.fixture(scope="module")
+def synthetic(task):
+    """Row numbers -> synthetic stars; those of the same numbers are made once for all tests."""
+
+    @cache
+    def made(start, stop):
+        found = stars(task.extractor, stop - start, 100 + start, "synthetic-")
+        return found.labels, found.flux, found.good
+
+    return lambda rows: made(rows.start, rows.stop)
 
 
 # ---------------------------------------------------------------- no leaks
@@ -160,11 +173,9 @@ def small_mlp(monkeypatch):
     monkeypatch.setattr(MLP, "WIDTHS", widths)
 
 
-def test_the_pretrained_mlp_is_made_once_and_knows_metal_poor_stars_that_no_labelled_one_is(task, tmp_path, small_mlp):
-    def synthetic(rows):
-        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
-        return made.labels, made.flux, made.good
-
+def test_the_pretrained_mlp_is_made_once_and_knows_metal_poor_stars_that_no_labelled_one_is(
+    task, synthetic, tmp_path, small_mlp
+):
     told = replace(task, synthetic=synthetic, folder=tmp_path, n_synthetic=4096)
     rows, poor = told.draw(100, 0), task.test.labels[:, 2] < -1
     answer = METHODS["mlp_pretrained"](told, rows, 0)
@@ -182,11 +193,7 @@ def test_the_pretrained_mlp_is_made_once_and_knows_metal_poor_stars_that_no_labe
     assert len(list(tmp_path.glob("mlp-*.safetensors"))) == 2
 
 
-def test_a_network_that_adapts_knows_its_window_better_and_is_adapted_once(task, tmp_path):
-    def synthetic(rows):
-        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
-        return made.labels, made.flux, made.good
-
+def test_a_network_that_adapts_knows_its_window_better_and_is_adapted_once(task, synthetic, tmp_path):
     told = replace(task, synthetic=synthetic, folder=tmp_path, n_synthetic=2048, adapts=True)
     before, after = task.read[1], told.read[1]
     error, error_before = (np.abs(seen.mean - task.test.labels).mean(axis=0) for seen in (after, before))
@@ -400,11 +407,7 @@ def test_a_run_writes_its_schema_and_does_nothing_twice(task, tmp_path, monkeypa
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_processes_share_one_pretraining_of_the_mlp(task, tmp_path, small_mlp):
-    def synthetic(rows):
-        made = stars(task.extractor, len(rows), 100 + rows.start, "synthetic-")
-        return made.labels, made.flux, made.good
-
+def test_processes_share_one_pretraining_of_the_mlp(task, synthetic, tmp_path, small_mlp):
     made = [replace(task, synthetic=synthetic, folder=tmp_path / str(n), n_synthetic=2048) for n in (1, 2)]
     assert not made[0].mlp_is_ready
     methods = "mlp_pretrained", "ridge"

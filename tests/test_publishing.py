@@ -24,7 +24,7 @@ def stages(tmp_path_factory):
 
 
 @pytest.fixture
-def home(stages, tmp_path):
+def home(stages, tmp_path, unrendered):
     return shutil.copytree(stages, tmp_path / "runs")
 
 

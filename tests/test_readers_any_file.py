@@ -232,7 +232,7 @@ def test_a_thousand_damaged_files(tmp_path: Path) -> None:
             damaged = gzip.compress(damaged, 1)
         path = tmp_path / file_name
         path.write_bytes(damaged)
-        begun = time.perf_counter()
+        begun = time.process_time()
         star, complaint = None, ""
         try:
             star = read_spectrum(path)
@@ -248,6 +248,6 @@ def test_a_thousand_damaged_files(tmp_path: Path) -> None:
             if name in ("mwmStar / mwmVisit", "astraStar") and kind != "swap":
                 np.testing.assert_array_equal(star.flux, original.flux, err_msg=f"{number} {kind}")
                 np.testing.assert_array_equal(star.bad_pixel, original.bad_pixel)
-        assert time.perf_counter() - begun < 1.0, f"{number} {kind} {name}"
+        assert time.process_time() - begun < 1.0, f"{number} {kind} {name}"
     assert outcomes["refused"] > 300
     assert outcomes["read"] > 100

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_a_stage_that_is_done_is_not_done_again(parent, tmp_path):
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "preprocessor_config.json", "stage.json"])
 def test_a_stage_that_lost_a_file_is_done_again(parent, tmp_path, damage):
-    folder = run(SYNTHETIC, tmp_path / "stage")
+    folder = shutil.copytree(parent, tmp_path / "stage")
     (folder / damage).unlink()
     run(SYNTHETIC, tmp_path / "stage")
     assert (folder / damage).is_file()
@@ -265,14 +266,14 @@ def test_a_stage_that_lost_a_file_is_done_again(parent, tmp_path, damage):
 
 
 def test_half_written_record_is_no_record(parent, tmp_path):
-    folder = run(SYNTHETIC, tmp_path / "stage")
+    folder = shutil.copytree(parent, tmp_path / "stage")
     (folder / "stage.json").write_text('{"stage": "1-synth')
     run(SYNTHETIC, tmp_path / "stage")
     assert json.loads((folder / "stage.json").read_text())["stage"] == "1-synthetic"
 
 
 def test_a_changed_recipe_is_done_again(parent, tmp_path):
-    folder = run(SYNTHETIC, tmp_path / "stage")
+    folder = shutil.copytree(parent, tmp_path / "stage")
     first = json.loads((folder / "stage.json").read_text())
     run(SYNTHETIC | {"learning_rate": 2e-3}, tmp_path / "stage")
     assert weights(folder) != weights(parent)
@@ -295,33 +296,29 @@ def test_a_changed_parent_is_a_changed_recipe(parent, tmp_path):
 
 # ---------------------------------------------------------------- killed
 
-KILLED = """
-import os, runpy, signal, sys
-from spectrafm_hf.collation import SyntheticSpectra
 
-make, batches = SyntheticSpectra.__getitems__, []
+def train_and_die(recipe, folder, n_threads):
+    """In a process of its own: `python training/train.py RECIPE --output FOLDER`, killed at the sixth batch."""
+    make, batches = stages.SyntheticSpectra.__getitems__, []
 
-def make_or_die(self, indices):
-    batches.append(indices)
-    if len(batches) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return make(self, indices)
+    def make_or_die(self, indices):
+        batches.append(indices)
+        if len(batches) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(self, indices)
 
-SyntheticSpectra.__getitems__ = make_or_die
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+    stages.SyntheticSpectra.__getitems__ = make_or_die
+    torch.set_num_threads(n_threads)
+    sys.argv = [str(TRAIN_SCRIPT), str(recipe), "--output", str(folder)]
+    runpy.run_path(str(TRAIN_SCRIPT), run_name="__main__")
 
 
-def test_killed_stage_goes_on_and_ends_with_the_same_bits(parent, tmp_path):
+def test_killed_stage_goes_on_and_ends_with_the_same_bits(parent, tmp_path, fresh_processes):
     folder, recipe = tmp_path / "killed", written(tmp_path, SYNTHETIC)
-    threads = str(torch.get_num_threads())
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(TRAIN_SCRIPT), str(recipe), "--output", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = fresh_processes.Process(target=train_and_die, args=(recipe, folder, torch.get_num_threads()))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     assert not (folder / "stage.json").exists()
     assert last_checkpoint(folder).name == "checkpoint-4"
     half = folder / "checkpoint-6"  # killed while writing: weights without a state, or with half of one

@@ -16,7 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import tiny_extractor, tiny_model
+from conftest import on_ranks, tiny_extractor, tiny_model
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -117,10 +117,18 @@ def project():
 # ---------------------------------------------------------------- who is told
 
 
-def test_trackio_is_the_default_where_it_is_installed(monkeypatch):
-    alone = "import sys; from spectrafm_hf.tracking import *; print(default_report_to(), 'trackio' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
-    assert ran.stdout.split("\n")[-2] == "['trackio'] False"  # found without the half second of its import
+def who_is_told(said):
+    """In a process where nothing has been tracked yet."""
+    said.put((default_report_to(), "trackio" in sys.modules))
+
+
+def test_trackio_is_the_default_where_it_is_installed(monkeypatch, fresh_processes):
+    said = fresh_processes.SimpleQueue()
+    process = fresh_processes.Process(target=who_is_told, args=(said,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert said.get() == (["trackio"], False)  # found without the half second of its import
     assert "trackio" in TrainingArguments(report_to=default_report_to()).report_to
     monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     assert default_report_to() == []
@@ -334,7 +342,8 @@ def test_a_label_of_no_spectrum_is_left_out(extractor):
 
 
 def on_two_processes(folder):
-    """What torchrun runs, on each of the two: a batch of 2 takes 0.2 s to make on each."""
+    """On each of the two: a batch of 2 takes 0.2 s to make on each."""
+    os.environ["TRACKIO_DIR"] = str(folder / "store")
     for watched in (False, True):
         trainer = trainer_of(
             folder / str(watched), "two", per_device_train_batch_size=2, rows=32, seconds=0.2,
@@ -349,13 +358,8 @@ def on_two_processes(folder):
 
 
 @pytest.mark.slow
-def test_on_two_processes_the_first_predicts_alone_and_nobody_waits_for_ever(tmp_path):
-    ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TRACKIO_DIR": str(tmp_path / "store")},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
+def test_on_two_processes_the_first_predicts_alone_and_nobody_waits_for_ever(tmp_path, fresh_processes):
+    on_ranks(fresh_processes, on_two_processes, tmp_path)
     first, second = (json.loads((tmp_path / f"True-{rank}.json").read_text()) for rank in (0, 1))
     for step, figures in validated(first).items():
         assert figures == pytest.approx(by_hand(tmp_path / "True" / f"checkpoint-{step}"), rel=1e-4, abs=1e-5)
@@ -470,20 +474,17 @@ def alone(folder):
     sys.stdout.write(json.dumps(told) + "\n")
 
 
-def run_alone(folder, **environment):
-    # The Hub is read when huggingface_hub is imported: before conftest.py names one that is not there.
-    code = "import sys, pathlib, huggingface_hub.constants; sys.path.insert(0, sys.argv[1]); import test_tracking; "
-    code += "test_tracking.alone(pathlib.Path(sys.argv[2]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )  # fmt: skip
-
-
 def test_no_token_is_stored_and_the_hub_is_not_asked_although_it_could_be(tmp_path, silent_hub):
     address, heard = silent_hub
     store, folder = tmp_path / "store", tmp_path / "run"
-    ran = run_alone(folder, HF_TOKEN=CANARY, TRACKIO_DIR=str(store), HF_HUB_OFFLINE="0", HF_ENDPOINT=address)
+    # The Hub is read when huggingface_hub is imported: before conftest.py names one that is not there.
+    code = "import sys, pathlib, huggingface_hub.constants; sys.path.insert(0, sys.argv[1]); import test_tracking; "
+    code += "test_tracking.alone(pathlib.Path(sys.argv[2]))"
+    told = {"HF_TOKEN": CANARY, "TRACKIO_DIR": str(store), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"} | told,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
     last = json.loads(ran.stdout.strip().splitlines()[-1])
     assert (last["hub"], last["offline"]) == (address, False)
@@ -496,15 +497,23 @@ def test_no_token_is_stored_and_the_hub_is_not_asked_although_it_could_be(tmp_pa
     assert CANARY not in ran.stdout + ran.stderr
 
 
-def test_a_store_that_cannot_be_written_only_warns(tmp_path):
+def alone_with_this_store(store, folder, complaints):
+    """In a process of its own; what it says on standard error goes to a file."""
+    os.environ["TRACKIO_DIR"] = str(store)
+    with complaints.open("wb") as stream:
+        os.dup2(stream.fileno(), 2)
+    alone(folder)
+
+
+def test_a_store_that_cannot_be_written_only_warns(tmp_path, fresh_processes):
     (tmp_path / "file").write_text("no folder")
-    ran = run_alone(tmp_path / "run", TRACKIO_DIR=str(tmp_path / "file" / "store"))
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stderr.count("trackio failed to flush metric logs") == 1
+    told = tmp_path / "file" / "store", tmp_path / "run", tmp_path / "complaints"
+    process = fresh_processes.Process(target=alone_with_this_store, args=told)
+    process.start()
+    process.join(120)
+    complaints = (tmp_path / "complaints").read_text()
+    assert process.exitcode == 0, complaints[-3000:]
+    assert complaints.count("trackio failed to flush metric logs") == 1
     assert (tmp_path / "run" / "model.safetensors").is_file()
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert list(validated(state["log_history"])) == [3, 4]
-
-
-if __name__ == "__main__":
-    on_two_processes(Path(sys.argv[1]))

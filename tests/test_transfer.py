@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE
+from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, render_nothing
 from transformers import AutoFeatureExtractor, AutoModel
 
 from spectrafm_hf import transfer
@@ -76,7 +76,7 @@ def times(folder, *suffixes):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in suffixes}
 
 
-def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
+def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library, monkeypatch):
     results = run_transfer(plan)
     folder = plan.output
     assert json.loads((folder / "results.json").read_text()) == results
@@ -120,6 +120,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     # A second call repeats nothing.
+    render_nothing(monkeypatch)
     before = times(folder, ".safetensors", ".npz")
     assert len(before) >= 3 + len(METHODS)
     assert run_transfer(plan) == results
@@ -138,6 +139,7 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library):
     assert two["wins"]["ridge"] == sum(rmse["spectrafm"] < rmse["ridge"] for rmse in draws)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_every_method_learns_from_the_same_stars_and_pixels(plan, monkeypatch, use_fake_library):
     seen = {}
 
