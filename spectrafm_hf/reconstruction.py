@@ -230,7 +230,7 @@ class Reconstruction:
         Without the continuum float32 loses less: its errors are those of the depths of lines.
         """
         (pad, n), size = self._padding, flux.shape[1]
-        padded = np.empty((len(flux), n), dtype=precision)
+        padded: np.ndarray = np.empty((len(flux), n), dtype=precision)
         depth = padded[:, pad : pad + size]
         np.clip(flux, *FLUX_LIMITS, out=depth)
         depth -= 1
