@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from datasets import load_dataset, load_dataset_builder
 from huggingface_hub import DatasetCard
 
+from spectrafm_hf import cli
 from spectrafm_hf.builders import build as build_module
 from spectrafm_hf.builders.build import Build, build_dataset, make_tasks, run_task, shards_for
 from spectrafm_hf.builders.leak_audit import LeakError
@@ -201,27 +203,33 @@ def test_rows_of_a_task_come_from_its_chunks_alone(tmp_path):
     assert sum(shard.rows for shard in record.shards) == 256
 
 
-COMMAND = [sys.executable, "-m", "spectrafm_hf.cli", "build", "synthetic", "--n", "2048", "--shards", "8"]
+def command(output: Path, *options: str) -> None:
+    """In a process of its own: `spectrafm build synthetic`."""
+    sys.argv = ["spectrafm", "build", "synthetic", "--n", "2048", "--shards", "8", "--output", str(output), *options]
+    cli.main()
 
 
-def run(output: Path, *options: str, **told) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([*COMMAND, "--output", str(output), *options], env=environment, **told)
+def test_killed_builds_and_two_processes_give_the_same_bytes(tmp_path, fresh_processes):
+    def run(folder: str, *options: str) -> BaseProcess:
+        process = fresh_processes.Process(target=command, args=(tmp_path / folder, *options))
+        process.start()
+        return process
 
+    def exit_code(process: BaseProcess) -> int | None:
+        process.join(300)
+        return process.exitcode
 
-def test_killed_builds_and_two_processes_give_the_same_bytes(tmp_path):
-    whole = run(tmp_path / "whole")
-    killed = run(tmp_path / "killed")
+    whole, killed = run("whole"), run("killed")
     records = tmp_path / "killed/.build"
     while len(list(records.glob("synthetic-*.json"))) < 2:
-        assert killed.poll() is None, "finished before it could be killed"
+        assert killed.is_alive(), "finished before it could be killed"
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert whole.wait() == 0
+    killed.kill()
+    assert exit_code(killed) == -signal.SIGKILL
+    assert exit_code(whole) == 0
     assert not (tmp_path / "killed/README.md").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed/synthetic").glob("*00000-of*")}
-    assert run(tmp_path / "killed", "--num-proc", "2").wait() == 0
+    assert exit_code(run("killed", "--num-proc", "2")) == 0
     for name, time_made in kept.items():
         assert (tmp_path / "killed/synthetic" / name).stat().st_mtime_ns == time_made
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
