@@ -128,12 +128,14 @@ class Evidence:
             noise = np.asarray(answers[3], dtype=np.float64)[chosen]
         else:
             noise = np.concatenate([extractor.noise({name: row[name][None] for name in row}) for row in rows])
+        sharpest, dullest = told(rows, "resolving_power", np.max, np.min)
+        (flux_error,) = told(rows, "flux_error", np.median)
         return cls(
             n_good=np.array([int(row["attention_mask"].sum()) for row in rows]),
             n_outside=n_outside,
-            sharpest=told(rows, "resolving_power", np.max),
-            dullest=told(rows, "resolving_power", np.min),
-            flux_error=told(rows, "flux_error", np.median),
+            sharpest=sharpest,
+            dullest=dullest,
+            flux_error=flux_error,
             noise=noise,
             value=value,
             sigma=np.exp(0.5 * log_var) * extractor.label_scale,
@@ -142,15 +144,16 @@ class Evidence:
         )
 
 
-def told(rows: Sequence[Row], name: str, of: Callable[[np.ndarray], float]) -> np.ndarray:
-    """Median, or the like, of what the good pixels of each spectrum tell, shape (n,); NaN = nothing."""
-    found = []
-    for row in rows:
-        values = row[name] if name in row else np.zeros(0)
-        known = values[(row["attention_mask"] > 0) & np.isfinite(values) & (values > 0)] if values.size else values
-        same = known.size and known.min() == known.max()  # as of most surveys, and found faster than a median
-        found.append(float(known[0] if same else of(known)) if known.size else np.nan)
-    return np.array(found)
+def told(rows: Sequence[Row], name: str, *of: Callable[[np.ndarray], float]) -> np.ndarray:
+    """Median, or the like, of what the good pixels of each spectrum tell, shape (len(of), n); NaN = nothing."""
+    found = np.full((len(of), len(rows)), np.nan)
+    for number, row in enumerate(rows):
+        values = row[name][row["attention_mask"] > 0] if name in row else np.zeros(0)
+        known = values[(values > 0) & (values < np.inf)]
+        if known.size:
+            same = known.min() == known.max()  # as of most surveys, and found faster than a median
+            found[:, number] = [known[0] if same else one(known) for one in of]
+    return found
 
 
 def explain(
@@ -462,7 +465,7 @@ class Applicability:
                     f"limits need {FEWEST_SPECTRA} calibration spectra or more in each range of wavelengths, got "
                     f"{len(mine)} in {low:.0f}-{high:.0f} vacuum Angstrom; make more, or leave that range out."
                 )
-            ends_told = [told([rows[i] for i in mine], "resolving_power", end) for end in (np.min, np.max)]
+            ends_told = told([rows[i] for i in mine], "resolving_power", np.min, np.max)
             anything = np.isfinite(ends_told).any()
             power = (float(np.nanmin(ends_told)), float(np.nanmax(ends_told))) if anything else resolving_power
             synthetic = reconstruction_of(extractor, (low, high), power)

@@ -61,6 +61,9 @@ EVEN_IN = ("wavelength", "log10_wavelength")
 SMOOTH, MOST_SMOOTH = 2e-6, 0.25
 """Third differences below this, relative to the continuum, are of parts of one pixel; and how large a share may be."""
 
+_Norms = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Wavelength, mean and spread of the training spectra."""
+
 _PER_PIXEL = ("flux", "wavelength", "flux_error", "resolving_power")
 _CACHED = ("wavelength_grid", "segments", "_pixel_widths", "_continua", "_norm_table", "_rebinnings")
 
@@ -529,25 +532,23 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
     def _on_grid(self, pixels: Pixels) -> Pixels:
         """Rebinned to `wavelength_grid`. Errors are taken as independent: a pixel made of n has 1 / sqrt(n) of them."""
         # Overlapping orders and duplicates: one pixel per wavelength, the mean of its good ones.
-        if (np.diff(pixels.wavelength) > 0).all():
-            unique, inverse = pixels.wavelength, np.arange(pixels.wavelength.size)
-        else:
-            unique, inverse = np.unique(pixels.wavelength, return_inverse=True)
-        n_good = np.bincount(inverse, weights=pixels.good)
-        n_averaged = np.maximum(n_good, 1)
+        unique, inverse = pixels.wavelength, None
+        if not (np.diff(unique) > 0).all():
+            unique, inverse = np.unique(unique, return_inverse=True)
 
-        def averaged(values: np.ndarray) -> np.ndarray:
-            return np.bincount(inverse, weights=values * pixels.good) / n_averaged
+        def summed(values: np.ndarray) -> np.ndarray:
+            return values.astype(np.float64) if inverse is None else np.bincount(inverse, weights=values)
 
-        flux, covered = self._rebin(unique, averaged(pixels.flux), n_good > 0)
+        n_good = summed(pixels.good)
+        flux, covered = self._rebin(unique, summed(pixels.flux * pixels.good) / np.maximum(n_good, 1), n_good > 0)
         error = power = None
         if pixels.flux_error is not None:
             known = pixels.good & (pixels.flux_error > 0)
-            n_known = np.bincount(inverse, weights=known)
+            n_known = summed(known)
             # Squares of 1e-200 are 0: in units near the errors themselves, a power of 2, which changes no bit.
             unit = np.ldexp(1.0, np.frexp(np.median(pixels.flux_error[known]))[1]) if known.any() else 1.0
             squares = np.where(known, pixels.flux_error / unit, 0.0) ** 2
-            variance = np.bincount(inverse, weights=squares) / np.maximum(n_known, 1) ** 2
+            variance = summed(squares) / np.maximum(n_known, 1) ** 2
             variance, reached = self._rebin(unique, variance, n_known > 0)
             lower, upper = pixel_edges(unique)
             n_per_angstrom = self._rebin(unique, (n_good > 0) / (upper - lower), n_good >= 0)[0]
@@ -555,8 +556,7 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             error = np.where(reached, unit * np.sqrt(variance / n_merged), 0.0)
         if pixels.resolving_power is not None:
             known = pixels.good & (pixels.resolving_power > 0)
-            total = np.bincount(inverse, weights=pixels.resolving_power * known)
-            n_known = np.bincount(inverse, weights=known)
+            n_known, total = summed(known), summed(pixels.resolving_power * known)
             power, reached = self._rebin(unique, total / np.maximum(n_known, 1), n_known > 0)
             power = np.where(reached, power, 0.0)
         return Pixels(flux, self.wavelength_grid, covered & self.in_range, error, power)
@@ -664,25 +664,34 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
 
     def _norm_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, made once."""
+        return self._norms_kept()[0]
+
+    def _norms_kept(self) -> tuple[_Norms, list[_Norms]]:
+        """These arrays, and what they are at wavelengths that were asked for: spectra of a survey share them."""
         told = (self.flux_wavelength, self.flux_center, self.flux_scale)
         kept = self.__dict__.get("_norm_table")
         if kept is None or any(old is not new for old, new in zip(kept[0], told, strict=True)):
             where = np.asarray(self.flux_wavelength) if self.flux_wavelength is not None else self.wavelength_grid
             center = np.full(where.size, DEFAULT_CENTER) if self.flux_center is None else np.asarray(self.flux_center)
             spread = np.full(where.size, DEFAULT_SPREAD) if self.flux_scale is None else np.asarray(self.flux_scale)
-            self.__dict__["_norm_table"] = kept = (told, (where, center, spread))
-        return kept[1]
+            self.__dict__["_norm_table"] = kept = (told, (where, center, spread), [])
+        return kept[1:]
 
     def _norms(self, wavelength: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
         """Mean and spread of the training spectra at these wavelengths."""
         if self.flux_center is None and self.flux_scale is None:
             return DEFAULT_CENTER, DEFAULT_SPREAD
-        where, center, spread = self._norm_arrays()
+        (where, center, spread), kept = self._norms_kept()
         if wavelength is where:
             return center, spread
-        beyond = (DEFAULT_CENTER, center), (DEFAULT_SPREAD, spread)
-        center, spread = (np.interp(wavelength, where, known, left=edge, right=edge) for edge, known in beyond)
-        return center, spread
+        found = next((one for one in kept if np.array_equal(one[0], wavelength)), None)
+        if found is None:
+            beyond = (DEFAULT_CENTER, center), (DEFAULT_SPREAD, spread)
+            center, spread = (np.interp(wavelength, where, known, left=edge, right=edge) for edge, known in beyond)
+            found = (wavelength.copy(), center, spread)
+            kept.insert(0, found)
+            del kept[4:]
+        return found[1:]
 
     def scale(self, normalised: np.ndarray, good: np.ndarray, wavelength: np.ndarray | None = None) -> np.ndarray:
         """Normalised flux -> zero mean and unit spread per pixel over the training spectra; 0 where missing."""
@@ -1060,8 +1069,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             Label of `learned_ranges` -> share of these pixels, 0 to 1.
         """
+        counted: dict[tuple[float, float], int] = {}  # labels that were learned together share their ranges
+
+        def inside(low: float, high: float) -> int:
+            if (low, high) not in counted:
+                counted[low, high] = int((wavelength >= low).sum() - (wavelength > high).sum())
+            return counted[low, high]
+
         return {
-            name: float(np.any([(wavelength >= low) & (wavelength <= high) for low, high in ranges], axis=0).mean())
+            name: sum(inside(low, high) for low, high in ranges) / max(wavelength.size, 1)
             for name, ranges in self.learned_ranges.items()
         }
 
@@ -1093,10 +1109,12 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """
         flux, wavelength, good = (_array(batch[name]) for name in ("flux", "wavelength", "attention_mask"))
         noise = np.full(len(flux), np.nan)
+        before = even = None
         for row, (scaled, where, usable) in enumerate(zip(flux, wavelength, good > 0, strict=True)):
-            step = np.diff(where)
-            even = (step > 0) & (step < 1.5 * np.roll(step, 1)) & (step > np.roll(step, 1) / 1.5)
-            even = even[1:-1] & even[2:]
+            if before is None or not np.array_equal(where, before):  # spectra of a survey share their wavelengths
+                step, before = np.diff(where), where
+                even = (step > 0) & (step < 1.5 * np.roll(step, 1)) & (step > np.roll(step, 1) / 1.5)
+                even = even[1:-1] & even[2:]
             run = usable[:-3] & usable[1:-2] & usable[2:-1] & usable[3:] & even
             third = np.abs(np.diff(self.unscale(scaled, where), 3)[run])
             if third.size >= 30 and (third < SMOOTH).mean() < MOST_SMOOTH:

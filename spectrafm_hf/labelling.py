@@ -306,7 +306,7 @@ def prepared(extractor: SpectraFMFeatureExtractor, spectrum: Spectrum) -> dict[s
     power: np.ndarray | float | None = None
     if spectrum.ivar is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            error = np.where(spectrum.ivar > 0, spectrum.ivar**-0.5, np.nan)
+            error = np.where(spectrum.ivar > 0, 1 / np.sqrt(spectrum.ivar), np.nan)
     if spectrum.resolving_power is not None:
         power = spectrum.resolving_power
     elif spectrum.fwhm is not None:

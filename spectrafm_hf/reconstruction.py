@@ -80,6 +80,14 @@ LIKE_HOT = 1e-3
 UNSHARP = 2.0
 """Nodes: of a minimum that is wider, float32 does not tell how wide it is."""
 
+SPARSE = (0, 2, 5)
+"""Of the wider rungs, those that are tried first."""
+
+SPARSE_SHARE = 0.25
+"""Of the log-likelihood ratio that matters: where it is reached between the rungs of `SPARSE`, one of them has more
+than this. Chi^2 grows with the square of how much a line-spread function is too narrow or too wide: where a width fits
+that is 1.7 times that of the star, one of 1.3 times has gained half of it."""
+
 LIKE_RUNG = 0.1
 """Rungs that differ by less have hot stars that are alike: a line-spread function 2.7 % wider."""
 
@@ -133,7 +141,10 @@ def between_rungs(ladder: np.ndarray, rung: np.ndarray) -> np.ndarray:
         n_nodes = ladder.shape[-1]
         flat, place = ladder.reshape(*ladder.shape[:-2], -1), lower * n_nodes + np.arange(n_nodes)
         below, above = flat.take(place, axis=-1), flat.take(place + n_nodes, axis=-1)
-    return below + share * (above - below)
+    between = above - below
+    between *= share
+    between += below
+    return between
 
 
 class Reconstruction:
@@ -192,26 +203,28 @@ class Reconstruction:
         n = max(256, 2 ** int(np.ceil(np.log2(4 * reach))))
         return size, reach, n, -(-size // (n - 2 * reach))
 
-    def _transformed(self, depth: np.ndarray) -> np.ndarray:
-        """Templates less 1 (n, n_nodes) -> transforms of T and T^2 in blocks, (n, 2, n_blocks, n_frequencies)."""
+    def thinned(self, depth: np.ndarray) -> _Thin:
+        """Templates less 1 (n, n_nodes), for `correlated`."""
         size, reach, n, n_blocks = self._thin
         width = n - 2 * reach
         thin = depth[:, ::THIN]
+        step = np.diff(thin, axis=1)
+        bend, squared = np.diff(step, axis=1), np.square(step)
         padded = np.zeros((len(depth), 2, n_blocks * width + 2 * reach), dtype=np.float32)
         padded[:, 0, reach : reach + size] = thin
+        np.square(thin, out=padded[:, 1, reach : reach + size])
         # Between nodes T is linear, and T^2 is less than linear by s (1 - s) of the squared step, on average 1/6 of it.
-        padded[:, 1, reach : reach + size] = thin**2
-        padded[:, 1, reach : reach + size - 1] -= np.diff(thin, axis=1) ** 2 / 6
+        padded[:, 1, reach : reach + size - 1] -= squared / 6
         blocks = np.lib.stride_tricks.sliding_window_view(padded, n, axis=2)[:, :, ::width][:, :, :n_blocks]
-        return rfft(blocks)
+        sums = (np.einsum("ij,ij->i", bend, bend) / 120, np.einsum("ij,ij->i", squared, squared) / 180)
+        return _Thin(rfft(blocks), np.stack(sums) / step.shape[1])
 
-    def _left_out(self, depth: np.ndarray) -> np.ndarray:
-        """What the thin nodes leave out of templates less 1 (n, n_nodes), per pixel, (2, n): mean square of T less its
-        chord, s (1 - s) / 2 of its bend; and mean square of (s (1 - s) - 1/6) of its squared step."""
-        step = np.diff(depth[:, ::THIN], axis=1)
-        bend = np.diff(step, axis=1)
-        parts = (np.einsum("ij,ij->i", bend, bend) / 120, np.einsum("ij,ij,ij,ij->i", step, step, step, step) / 180)
-        return np.stack(parts) / step.shape[1]
+    def correlated(self, data: np.ndarray, transformed: np.ndarray) -> np.ndarray:
+        """Transforms of pixels (k, n_blocks, n_frequencies), see `_Pixels.transformed`, and of templates (n, k, ...) ->
+        sums of their products over pixels and k, at every `THIN`-th velocity from the most negative one, (n,
+        n_velocities)."""
+        _, reach, n, _ = self._thin
+        return irfft(np.einsum("kbf,nkbf->nf", data, transformed), n)[:, 2 * reach :: -1]
 
     @cached_property
     def _sigma(self) -> np.ndarray:
@@ -275,21 +288,22 @@ class Reconstruction:
         found: list[Explained | None] = [None] * len(rows)
         known = np.flatnonzero(np.isfinite(labels).all(axis=1))
         for some in np.split(known, range(BLOCK, known.size, BLOCK)):
-            of_pixels: dict[int, list[tuple[int, _Seen, np.ndarray]]] = {}
+            of_pixels: dict[int, list[tuple[int, _Trial]]] = {}
             stars = self._cool(reachable(labels[some])) if some.size else ()
             for place, star in zip(some.tolist(), stars, strict=True):
                 row = rows[place]
                 pixels = self._pixels_of(extractor, row["wavelength"])
                 if (row["attention_mask"][pixels.chosen] > 0).any():
-                    of_pixels.setdefault(id(pixels), []).append((place, _Seen(pixels, extractor, row), star))
+                    trial = _Trial.of(_Seen(pixels, extractor, row), star, matters)
+                    of_pixels.setdefault(id(pixels), []).append((place, trial))
             for together in of_pixels.values():
-                tried = [seen.rungs() for _, seen, _ in together]
-                depths = [self._on_rungs(star, rungs) for (_, _, star), (rungs, _) in zip(together, tried, strict=True)]
-                good = np.stack([seen.good for _, seen, _ in together])
-                pixels = together[0][1].pixels
+                trials = [trial for _, trial in together]
+                depths = [self._on_rungs(one.star, one.rungs[one.first]) for one in trials]
+                good = np.stack([one.seen.good for one in trials])
+                pixels = trials[0].seen.pixels
                 continua = continua_of(extractor, pixels, np.stack([depth[0] for depth in depths]), good)
-                for (place, seen, star), rungs, depth, continuum in zip(together, tried, depths, continua, strict=True):
-                    found[place] = self._explained(seen, star, *rungs, depth, continuum, matters)
+                for (place, trial), depth, continuum in zip(together, depths, continua, strict=True):
+                    found[place] = self._explained(trial, depth, continuum, matters)
         return found
 
     def _pixels_of(self, extractor: SpectraFMFeatureExtractor, wavelength: np.ndarray) -> _Pixels:
@@ -303,20 +317,14 @@ class Reconstruction:
         return pixels
 
     def _explained(
-        self,
-        seen: _Seen,
-        star: np.ndarray,
-        tried: np.ndarray,
-        n_trained: int,
-        depth: np.ndarray,
-        continuum: np.ndarray,
-        matters: tuple[float, float] | None,
+        self, trial: _Trial, depth: np.ndarray, continuum: np.ndarray, matters: tuple[float, float] | None
     ) -> Explained:
-        """Of a star (n_nodes,) at the rungs tried, `depth` (n, n_nodes) less 1, over the continuum of the first one."""
-        seen.hold_against(depth, continuum)
-        exact = list(range(n_trained))
-        lowest = np.full(len(tried), np.nan)
-        lowest[exact] = [seen.lowest(rung) for rung in exact]
+        """Of a star at its first rungs, `depth` (n, n_nodes) less 1, over the continuum of the very first one."""
+        seen, rungs, n_trained = trial.seen, trial.rungs, trial.n_trained
+        seen.divide_by(continuum)
+        seen.hold_against(depth)
+        lowest = np.full(len(rungs), np.nan)
+        lowest[:n_trained] = [seen.lowest(rung) for rung in range(n_trained)]
         best = int(lowest[:n_trained].argmin())
         wider_matters, hot_matters = (-np.inf, -np.inf) if matters is None else matters
 
@@ -326,20 +334,27 @@ class Reconstruction:
         def surely_below(least: np.ndarray, limit: float) -> bool:
             return log_ratio(float(least.min())) < limit
 
-        wider = widening = hot_star = hot_teff = np.nan
-        if not surely_below(seen.at_least()[n_trained:], wider_matters):
-            lowest[n_trained:] = [seen.lowest(rung) for rung in range(n_trained, len(tried))]
-            wider = log_ratio(lowest[n_trained:].min())
-            widening = float(RUNG ** (1 + lowest[n_trained:].argmin()))
         velocity, velocity_error = seen.velocity(best)
         if velocity_error > UNSHARP * self.step * SPEED_OF_LIGHT:
-            seen.depth = self._on_rungs(star, tried[best : best + 1], np.float64)
-            velocity, velocity_error = seen.velocity(0, seen.at[best])
-        if matters is None or not surely_below(seen.hot_at_least(tried[0]), hot_matters):
-            hot = between_rungs(self._hot_ladder, tried[0])
+            precise = self._on_rungs(trial.star, rungs[best : best + 1], np.float64)
+            velocity, velocity_error = seen.velocity_of(precise, seen.at[best])
+        wider = widening = hot_star = hot_teff = np.nan
+        least = seen.at_least()[n_trained:]
+        others = np.delete(rungs, trial.first, axis=0)
+        if len(others) and not surely_below(least, SPARSE_SHARE * wider_matters):
+            least = np.append(least, seen.at_least(self._on_rungs(trial.star, others)))
+        if not surely_below(least, wider_matters):
+            if len(others):
+                seen.hold_against(self._on_rungs(trial.star, rungs))
+            lowest[n_trained:] = [seen.lowest(rung) for rung in range(n_trained, len(rungs))]
+            wider = log_ratio(lowest[n_trained:].min())
+            widening = float(RUNG ** (1 + lowest[n_trained:].argmin()))
+        if not any(surely_below(least(rungs[0]), hot_matters) for least in (seen.hot_apart, seen.hot_at_least)):
+            hot = between_rungs(self._hot_ladder, rungs[0])
             chi2 = []
             for one, continuum in zip(hot, seen.continua(hot), strict=True):
-                seen.hold_against(one[None], continuum)
+                seen.divide_by(continuum)
+                seen.hold_against(one[None])
                 chi2.append(seen.lowest(0))
             hot_star, hot_teff = log_ratio(min(chi2)), float(HOT_STARS[int(np.argmin(chi2)), 0])
         return Explained(
@@ -352,6 +367,20 @@ class Reconstruction:
             hot_teff=hot_teff,
             no_lines=log_ratio(seen.flat),
         )
+
+
+@dataclass(frozen=True)
+class _Thin:
+    """Templates on every `THIN`-th node, ready to be correlated.
+
+    Attributes:
+        transformed: Of T and T^2 in blocks, each less what it is without lines, (n, 2, n_blocks, n_frequencies).
+        left_out: What these nodes leave out, per pixel, (2, n): mean square of T less its chord, s (1 - s) / 2 of its
+            bend; and mean square of (s (1 - s) - 1/6) of its squared step.
+    """
+
+    transformed: np.ndarray
+    left_out: np.ndarray
 
 
 class _Pixels:
@@ -382,7 +411,7 @@ class _Pixels:
         shape = n_blocks * (n - 2 * reach), thin.size
         shares = np.concatenate([1 - above, above]).astype(np.float32), (node, np.tile(pixel, 2))
         self._shared_out = csr_array(shares, shape=shape)
-        self._hot: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._hot: list[tuple[np.ndarray, _Hot]] = []
 
     @staticmethod
     def _norms_of(extractor: SpectraFMFeatureExtractor) -> tuple[object, ...]:
@@ -402,21 +431,35 @@ class _Pixels:
             of_blocks[:, :width] = (self._shared_out @ one).reshape(n_blocks, width)
         return np.conj(rfft(padded))
 
-    def hot(self, extractor: SpectraFMFeatureExtractor, rung: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hot stars at a rung (n_nodes,) or (1,), over the pseudo-continua of a spectrum without bad pixels, as
-        `Reconstruction._transformed` and `_left_out` have them; those of rungs that are alike are kept."""
-        for known, made, left_out in self._hot:
+    def hot(self, extractor: SpectraFMFeatureExtractor, rung: np.ndarray) -> _Hot:
+        """Hot stars at a rung (n_nodes,) or (1,), over the pseudo-continua of a spectrum without bad pixels; those of
+        rungs that are alike are kept."""
+        for known, made in self._hot:
             if known.shape == rung.shape and np.abs(known - rung).max() < LIKE_RUNG:
-                return made, left_out
+                return made
         depth = between_rungs(self.grid._hot_ladder, rung)
         good = np.ones((len(depth), self.wavelength.size), dtype=bool)
         continua = continua_of(extractor, self, depth, good)
         over = np.stack([np.interp(self.grid.wavelength, self.wavelength, continuum) for continuum in continua])
         depth = ((1 + depth) / over - 1).astype(np.float32)
-        made, left_out = self.grid._transformed(depth), self.grid._left_out(depth)
-        left_out[0] += LIKE_HOT * np.square(depth).mean(axis=1)
-        self._hot = [(rung, made, left_out), *self._hot[: KEPT - 1]]
-        return made, left_out
+        thin = self.grid.thinned(depth)
+        thin.left_out[0] += LIKE_HOT * np.square(depth).mean(axis=1)
+        everywhere = self.transformed(good[:1].astype(np.float32))
+        squares = self.grid.correlated(everywhere, thin.transformed[:, 1:])
+        made = _Hot(thin.transformed, thin.left_out, squares.max(axis=1))
+        self._hot = [(rung, made), *self._hot[: KEPT - 1]]
+        return made
+
+
+@dataclass(frozen=True)
+class _Hot(_Thin):
+    """`HOT_STARS`, as the pixels see them.
+
+    Attributes:
+        square: Of what they differ from 1 by, summed over the pixels, at the velocity that has most of it; (n,).
+    """
+
+    square: np.ndarray
 
 
 def continua_of(
@@ -474,54 +517,67 @@ class _Seen:
         """Pseudo-continua (n, n_pixels) that the extractor finds in templates less 1, (n, n_nodes)."""
         return continua_of(self.extractor, self.pixels, depth, self.good)
 
-    def hold_against(self, depth: np.ndarray, continuum: np.ndarray) -> None:
-        """Templates less 1 (n, n_nodes), which have one pseudo-continuum (n_pixels,), at all velocities: `coarse`.
+    def divide_by(self, continuum: np.ndarray) -> None:
+        """Take a pseudo-continuum (n_pixels,) for that of all templates, at all velocities.
 
         Differences to 1 are small numbers, of which float32 loses less.
         """
-        self.depth, root = depth, np.sqrt(self.weight)
-        inverse = (1 / continuum).astype(np.float32)
-        missed = self.flux - inverse
-        self._inverse, self._missed = inverse * root, missed * root
-        self.coarse = self._coarse(self.grid._transformed(depth), inverse, missed)
-        self._left_out = self.grid._left_out(depth)
+        inverse, root = (1 / continuum).astype(np.float32), np.sqrt(self.weight)
+        self._data = self._correlate(inverse)
+        self._inverse, self._missed = inverse * root, (self.flux - inverse) * root
+
+    def hold_against(self, depth: np.ndarray) -> None:
+        """Templates less 1 (n, n_nodes): their coarse chi^2."""
+        self.depth = depth
+        self.coarse, self._left_out = self._coarse(depth)
         self._exact: dict[tuple[int, int], float] = {}
         self.at: dict[int, int] = {}
 
+    def _correlate(self, inverse: np.ndarray) -> tuple[np.ndarray, float]:
+        """What `Reconstruction.correlated` needs of the pixels for chi^2 over a continuum, and its constant part."""
+        weighted, missed = self.weight * inverse, self.flux - inverse
+        data = self.pixels.transformed(np.stack([-2 * weighted * missed, weighted * inverse]))
+        return data, float(np.square(missed) @ self.weight)
+
+    def _coarse(self, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Chi^2 of templates at every `THIN`-th velocity, (n, n_velocities), and what it leaves out, see `_Thin`."""
+        thin, (data, constant) = self.grid.thinned(depth), self._data
+        return constant + self.grid.correlated(data, thin.transformed), thin.left_out
+
     def _off_by(self, left_out: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-        """What coarse chi^2 may be off by, (n,), where it is `lowest` (n,); see `Reconstruction._left_out`."""
+        """What coarse chi^2 may be off by where it is `lowest`, (n,) or a number; see `_Thin`.
+
+        What is wrong with a spectrum may go along with what is left out, other than noise does.
+        """
         bent, stepped = self.n * left_out
-        pixel = np.maximum(lowest, 0.0) / self.n
-        return bent + COARSE_SIGMAS * (2 * np.sqrt(pixel * bent) + np.sqrt(stepped))
+        return bent + 2 * np.sqrt(np.maximum(lowest, 0.0) * bent) + COARSE_SIGMAS * np.sqrt(stepped)
 
-    def at_least(self) -> np.ndarray:
-        """Chi^2 of each template at any velocity at least, (n,)."""
-        lowest = self.coarse.min(axis=1)
-        return lowest - self._off_by(self._left_out, lowest)
-
-    def hot_at_least(self, rung: np.ndarray) -> np.ndarray:
-        """The same of the hot stars."""
-        transformed, left_out = self.pixels.hot(self.extractor, rung)
-        lowest = self._coarse(transformed, np.ones(1, dtype=np.float32), self.flux - 1).min(axis=1)
+    def at_least(self, depth: np.ndarray | None = None) -> np.ndarray:
+        """Chi^2 of each template, or of others less 1 (n, n_nodes), at any velocity at least, (n,)."""
+        coarse, left_out = (self.coarse, self._left_out) if depth is None else self._coarse(depth)
+        lowest = coarse.min(axis=1)
         return lowest - self._off_by(left_out, lowest)
 
-    def _coarse(self, transformed: np.ndarray, inverse: np.ndarray, missed: np.ndarray) -> np.ndarray:
-        """Chi^2 at every `THIN`-th velocity, from the most negative one, (n, n_velocities)."""
-        _, reach, n, _ = self.grid._thin
-        weighted = self.weight * inverse
-        data = self.pixels.transformed(np.stack([-2 * weighted * missed, weighted * inverse]))
-        product = np.einsum("kbf,nkbf->nf", data, transformed)
-        constant = float(np.square(missed) @ self.weight)
-        return constant + irfft(product, n)[:, 2 * reach :: -1]
+    def hot_apart(self, rung: np.ndarray) -> np.ndarray:
+        """Chi^2 of each hot star at any velocity at least, (n,): its root is a distance, and those of spectrum and star
+        from the continuum differ by no more than the two are apart."""
+        hot = self.pixels.hot(self.extractor, rung)
+        lowest = np.square(np.maximum(np.sqrt(self.flat) - np.sqrt(hot.square), 0.0))
+        return lowest - self._off_by(hot.left_out, lowest)
+
+    def hot_at_least(self, rung: np.ndarray) -> np.ndarray:
+        """The same, closer: of all velocities one by one."""
+        hot = self.pixels.hot(self.extractor, rung)
+        data, constant = self._correlate(np.ones(1, dtype=np.float32))
+        lowest = constant + self.grid.correlated(data, hot.transformed).min(axis=1)
+        return lowest - self._off_by(hot.left_out, lowest)
 
     def lowest(self, number: int) -> float:
         """Chi^2 of a template at its best velocity: summed pixel by pixel, downhill from the lowest coarse ones."""
         coarse, last = self.coarse[number], 2 * self.grid.n_shifts
         ends = np.full(1, np.inf)
         around = np.concatenate([ends, coarse, ends])
-        bent, stepped = self.n * self._left_out[:, number]
-        # What is wrong with a spectrum may go along with what is left out, other than noise does.
-        off_by = bent + 2 * np.sqrt(max(coarse.min(), 0.0) * bent) + COARSE_SIGMAS * np.sqrt(stepped)
+        off_by = self._off_by(self._left_out[:, number], coarse.min())
         low = (coarse <= around[:-2]) & (coarse <= around[2:]) & (coarse <= coarse.min() + 2 * off_by)
         starts = np.flatnonzero(low)
         found: dict[int, float] = {}
@@ -550,19 +606,45 @@ class _Seen:
             self._exact[number, at] = max(float(left @ left), 1e-9)
         return self._exact[number, at]
 
-    def velocity(self, number: int, at: int | None = None) -> tuple[float, float]:
-        """km/s and its 1-sigma error, from the parabola through the lowest chi^2 of a template and its neighbours.
-
-        Args:
-            at: Where that is, if the template is another one than when it was found.
-        """
-        if at is None:
-            at = self.at[number]
-        else:
-            self._exact.clear()
+    def velocity(self, number: int) -> tuple[float, float]:
+        """km/s and its 1-sigma error, from the parabola through the lowest chi^2 of a template and its neighbours."""
+        at = self.at[number]
         before, lowest, after = (self._chi2(number, at + step) for step in (-1, 0, 1))
         curvature = max(before - 2 * lowest + after, 1e-9)
         offset = np.clip(0.5 * (before - after) / curvature, -1, 1)
         node = self.grid.step * SPEED_OF_LIGHT
         error = np.sqrt(2 * lowest / self.n / curvature)
         return float(node * (at - self.grid.n_shifts + offset)), float(node * error)
+
+    def velocity_of(self, precise: np.ndarray, at: int) -> tuple[float, float]:
+        """The same of a template (1, n_nodes) that is known in float64, whose lowest chi^2 is `at`."""
+        kept = self.depth, self._exact, self.at
+        self.depth, self._exact, self.at = precise, {}, {0: at}
+        found = self.velocity(0)
+        self.depth, self._exact, self.at = kept
+        return found
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A spectrum, and the star that is held against it.
+
+    Attributes:
+        seen: The spectrum.
+        star: That of its labels at the highest resolving power, shape (n_nodes,).
+        rungs, n_trained: See `_Seen.rungs`.
+        first: Those of the rungs that are tried first: all, where wider lines always matter.
+    """
+
+    seen: _Seen
+    star: np.ndarray
+    rungs: np.ndarray
+    n_trained: int
+    first: list[int]
+
+    @classmethod
+    def of(cls, seen: _Seen, star: np.ndarray, matters: tuple[float, float] | None) -> _Trial:
+        rungs, n_trained = seen.rungs()
+        wider = range(n_trained, len(rungs))
+        some = wider if matters is None or not matters[0] > 0 else [wider[number] for number in SPARSE]
+        return cls(seen, star, rungs, n_trained, [*range(n_trained), *some])

@@ -241,6 +241,10 @@ FARTHEST = 14.0
 """Smoothing lengths beyond which a Gaussian is 0 in float32: pixels farther apart know nothing of each other."""
 
 
+FEW = 4
+"""Rows for which a product each is faster than one of matrices."""
+
+
 class _Smoother:
     """Gaussian sums of pixel values, at nodes and linear between them; see `PseudoContinuum`."""
 
@@ -256,8 +260,13 @@ class _Smoother:
         self._right_weight = (position - self._left).astype(np.float32)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        at_nodes = values @ self._kernel.T
-        return at_nodes[..., self._left] * (1 - self._right_weight) + at_nodes[..., self._left + 1] * self._right_weight
+        if values[..., 0].size <= FEW:
+            rows = values.reshape(-1, values.shape[-1])
+            at_nodes = np.stack([self._kernel @ row for row in rows]).reshape(*values.shape[:-1], -1)
+        else:
+            at_nodes = values @ self._kernel.T
+        left, right = (at_nodes.take(node, axis=-1) for node in (self._left, self._left + 1))
+        return left * (1 - self._right_weight) + right * self._right_weight
 
 
 class PseudoContinuum:

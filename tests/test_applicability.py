@@ -154,6 +154,40 @@ def test_a_resolving_power_that_is_not_told_is_found_among_the_trained_ones(reco
     assert np.quantile(np.abs([one.velocity for one in found]), 0.9) < 10
 
 
+@pytest.fixture(scope="module", params=[0.003, 0.05])
+def all_kinds(request, reconstruction):
+    """Stars as they are; their lines wider by any factor up to 5; hot stars; a continuum; wrong labels: prepared, with
+    labels, and explained in full. A third of them tell no resolving power."""
+    n = 12
+    labels, flux = stars(n, seed=5)
+    wide = [
+        CannonSynthesizer(WAVELENGTH, fwhm=factor * FWHM)(labels[row : row + 1])
+        for row, factor in enumerate(np.geomspace(1.05, 5.0, n))
+    ]
+    hot = np.stack([np.geomspace(9500, 29_000, n), np.full(n, 4.0), np.zeros(n)], axis=1)
+    hot_flux = CannonSynthesizer(WAVELENGTH, fwhm=FWHM, model="hot")(hot)
+    kinds = (flux, np.concatenate(wide), hot_flux, np.ones_like(flux), flux[::-1])
+    rows = prepared(observed(np.concatenate(kinds), noise=request.param, seed=6))
+    for row in rows[::3]:
+        del row["resolving_power"]
+    labels = np.tile(labels, (len(kinds), 1))
+    return rows, labels, reconstruction.explain_all(EXTRACTOR, rows, labels)
+
+
+@pytest.mark.parametrize("limit", [3.0, 30.0, 300.0, 3000.0])
+def test_nothing_is_left_out_that_matters(reconstruction, all_kinds, limit):
+    rows, labels, whole = all_kinds
+    quick = reconstruction.explain_all(EXTRACTOR, rows, labels, (limit, limit))
+    for name in ("wider", "hot_star"):
+        all_of_them, some = (np.array([getattr(one, name) for one in found]) for found in (whole, quick))
+        left_out = np.isnan(some)
+        assert left_out.mean() > 0.1, name  # which is what makes it quick
+        assert (all_of_them[left_out] < limit).all(), name
+        assert some[~left_out] == pytest.approx(all_of_them[~left_out], rel=1e-3, abs=1e-2), name
+    for name in ("velocity", "residual", "no_lines"):
+        assert [getattr(one, name) for one in quick] == pytest.approx([getattr(one, name) for one in whole], rel=1e-6)
+
+
 # ---------------------------------------------------------------- the checks
 
 
