@@ -4,17 +4,24 @@ Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtra
 `spectrafm_hf.predict(source)` gives the labels of any spectra; it is imported when it is first asked for.
 """
 
+import gc
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
+_collects = gc.isenabled()
+gc.disable()  # what transformers imports stays: to look for garbage in it again and again takes a tenth of the time
+try:
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    from transformers.pipelines import PIPELINE_REGISTRY
 
-from .checkpoints import shipped
-from .configuration_spectrafm import SpectraFMConfig
-from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
-from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutput, SpectraFMModel
-from .pipeline_spectrafm import PIPELINE, StellarLabelsPipeline
-from .spectra import Spectrum, air_to_vacuum, vacuum_to_air
+    from .checkpoints import shipped
+    from .configuration_spectrafm import SpectraFMConfig
+    from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
+    from .modeling_spectrafm import SpectraFMForLabelPrediction, SpectraFMLabelOutput, SpectraFMModel
+    from .pipeline_spectrafm import PIPELINE, StellarLabelsPipeline
+    from .spectra import Spectrum, air_to_vacuum, vacuum_to_air
+finally:
+    if _collects:
+        gc.enable()
 
 if TYPE_CHECKING:
     from .labelling import predict

@@ -1134,6 +1134,15 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             told |= {"flux_wavelength": None, "flux_center": center.tolist(), "flux_scale": scale.tolist()}
         return told
 
+    def __repr__(self) -> str:
+        """What it makes of which spectra, without its lists of thousands of pixels."""
+        pixels = f"{self.wavelength_grid.size:,} pixels" if self.has_grid else "pixels as they come"
+        low, high = self.wavelength_range
+        return (
+            f"{type(self).__name__}({', '.join(self.label_names)}; {low:.0f}-{high:.0f} vacuum Angstrom, {pixels}, "
+            f"patches of {self.patch_size})"
+        )
+
     def to_json_string(self) -> str:
         """The same as text, one parameter per line: a list of thousands of pixels is one line, too."""
         told = json.loads(super().to_json_string())

@@ -647,3 +647,11 @@ def test_pixels_wider_than_the_models_show_no_noise():
     assert found[0] == pytest.approx(0.02, rel=0.15)
     wide = np.arange(low, high, 12.3 * extractor.pixel_width)
     assert np.isnan(extractor.noise(extractor(rng.normal(1, 0.02, wide.size), wide, return_tensors="np"))).all()
+
+
+def test_an_extractor_is_told_in_a_line():
+    """Of thousands of pixels, which a notebook would print."""
+    told = repr(tiny_extractor())
+    assert told.startswith("SpectraFMFeatureExtractor(teff, logg, fe_h; ")
+    assert "vacuum Angstrom" in told
+    assert len(told) < 200
