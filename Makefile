@@ -15,7 +15,13 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 PINS := torch==2.13.0 transformers==5.23.0 datasets==5.2.0 huggingface-hub==2.4.0 accelerate==1.15.0 \
 	safetensors==0.8.0 evaluate==0.4.6 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 pyarrow==26.0.1
 
-.PHONY: transfer predict test test-hub test-demo test-network test-mixins lint clean
+# Bytecode is kept, whatever the environment says: the tests begin dozens of Pythons, and each would compile all anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup transfer predict test test-hub test-demo test-network test-mixins lint clean
+
+# What all the others need, in one go.
+setup: $(VENV)/.demo $(CHROMIUM)
 
 transfer: $(VENV)/.transfer
 	$(PY) training/transfer.py --from $(FROM) --output $(OUTPUT) --seeds $(SEEDS) --budget $(BUDGET) $(if $(PUSH_TO),--push-to $(PUSH_TO))
@@ -30,7 +36,7 @@ test: $(VENV)/.dev
 
 # The whole way over the Hub, and what may go wrong on it, with the real clients and a Hub of our own on this machine.
 test-hub: $(VENV)/.dev
-	HF_HUB_OFFLINE=0 $(PY) -m pytest -m hub tests/hub
+	HF_HUB_OFFLINE=0 $(PY) -m pytest -n 2 --dist worksteal -m hub tests/hub
 
 # The page of the Space (hub_cards/space) in a browser, offline; its pictures end in runs/demo.
 test-demo: $(VENV)/.demo $(CHROMIUM)
@@ -38,7 +44,7 @@ test-demo: $(VENV)/.demo $(CHROMIUM)
 
 # What needs the package index, or the stars it brought: run by CI after a transfer.
 test-network: $(VENV)/.dev
-	$(PY) -m pytest -m network
+	$(PY) -m pytest -m network $$(grep -l "mark\.network" tests/test_*.py)
 
 # transformers' own tests of models, configurations and feature extractors, on ours; skips come with their reasons.
 # They are in the source distribution of the installed version: pip fetches it once.

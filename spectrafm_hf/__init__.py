@@ -1,7 +1,16 @@
-"""SpectraFM, native to Hugging Face.
+"""SpectraFM, native to Hugging Face: labels of stars from their spectra.
 
-Importing it registers the model with AutoConfig, AutoModel and AutoFeatureExtractor, and the pipeline "stellar-labels".
-`spectrafm_hf.predict(source)` gives the labels of any spectra; it is imported when it is first asked for.
+    import spectrafm_hf
+    spectrafm_hf.predict("star.fits")  # a table: labels in K and dex with their intervals, and what speaks against them
+
+`predict` takes files, folders, arrays, tables, specutils and datasets. Importing the package registers the model with
+AutoConfig, AutoModel and AutoFeatureExtractor, and the pipeline "stellar-labels". Beyond what stands here:
+
+* `examples.example`: stars that ship, with known labels;
+* `readers.any_file.read_spectrum`: a file -> `Spectrum`;
+* `catalogue.label_survey`: a survey -> a catalogue; `similar.SimilarStars`: the stars of one most like another;
+* `hub.load_pretrained`: model and extractor of a folder or a Hub repository;
+* `stages.run_stage`, `few_shot_kit`: training.
 """
 
 import gc
@@ -40,6 +49,10 @@ def __getattr__(name: str) -> Any:
 
         return predict
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 __all__ = [

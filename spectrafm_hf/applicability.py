@@ -91,6 +91,7 @@ class Evidence:
     Attributes:
         n_good, n_outside: Good pixels, and those of them in no trained range; shape (n,).
         sharpest, dullest: Highest and lowest resolving power told of a good pixel, shape (n,); NaN = not told.
+        held: Highest resolving power that the sampling can hold, shape (n,); NaN = not known.
         flux_error: Median told of the good pixels, shape (n,); NaN = not told.
         noise: See `SpectraFMFeatureExtractor.noise`, shape (n,); NaN = not known.
         value, sigma: The network's own answers, K and dex, shape (n, n_labels); NaN = the label was given.
@@ -102,6 +103,7 @@ class Evidence:
     n_outside: np.ndarray
     sharpest: np.ndarray
     dullest: np.ndarray
+    held: np.ndarray
     flux_error: np.ndarray
     noise: np.ndarray
     value: np.ndarray
@@ -119,6 +121,7 @@ class Evidence:
         chosen: Sequence[int],
         reconstruction: Reconstruction | None,
         matters: tuple[float, float] | None = None,
+        held: Sequence[float] | None = None,
     ) -> Evidence:
         """Of those `chosen` of all spectra, which lie in the range of the reconstruction; `matters`: see there."""
         rows, n_outside = [rows[number] for number in chosen], n_outside[chosen]
@@ -135,6 +138,7 @@ class Evidence:
             n_outside=n_outside,
             sharpest=sharpest,
             dullest=dullest,
+            held=np.full(len(rows), np.nan) if held is None else np.asarray(held, dtype=np.float64)[chosen],
             flux_error=flux_error,
             noise=noise,
             value=value,
@@ -264,7 +268,7 @@ class TrainedRange:
         if self.resolving_power is None:
             return np.full(seen.sharpest.shape, np.nan)
         least, most = self.resolving_power
-        return np.maximum(least / seen.dullest, seen.sharpest / most) / TOLERANCE
+        return np.fmax(np.maximum(least / seen.dullest, seen.sharpest / most), least / seen.held) / TOLERANCE
 
     def scores(self, seen: Evidence) -> dict[str, np.ndarray]:
         """Check -> score, (n,); 0 = usual, 1 = limit. NaN = cannot be said."""
@@ -363,8 +367,11 @@ def reason(check: str, trained: TrainedRange, seen: Evidence, row: int, label_na
             return "; ".join(said)
         case "resolution":
             least, most = trained.resolving_power or (np.nan, np.nan)
+            in_training = f"in training {least:,.0f} to {most:,.0f} in {where}"
+            if seen.held[row] * TOLERANCE < least:
+                return f"pixels too wide for a resolving power above {seen.held[row]:,.0f}, {in_training}"
             own = seen.sharpest[row] if seen.sharpest[row] > most else seen.dullest[row]
-            return f"a resolving power of {own:,.0f}, in training {least:,.0f} to {most:,.0f} in {where}"
+            return f"a resolving power of {own:,.0f}, {in_training}"
         case "noise":
             return f"a signal-to-noise ratio of {1 / noise:.3g} per pixel, in training {1 / trained.noise:.3g} or more"
         case "errors":
@@ -474,7 +481,12 @@ class Applicability:
         return cls(list(extractor.label_names), ranges)
 
     def check(
-        self, extractor: SpectraFMFeatureExtractor, rows: Sequence[Row], answers: Answers, all_scores: bool = True
+        self,
+        extractor: SpectraFMFeatureExtractor,
+        rows: Sequence[Row],
+        answers: Answers,
+        all_scores: bool = True,
+        held: Sequence[float] | None = None,
     ) -> list[Verdict]:
         """One verdict per prepared spectrum, from it and from the model's answer.
 
@@ -484,6 +496,8 @@ class Applicability:
             answers: The model's, for them.
             all_scores: False = scores of `wider` and `hot_star` may be left out where they lie below 1 beyond doubt,
                 which takes half the time. Flags are the same.
+            held: Highest resolving power that the sampling of each spectrum, as it came, can hold, shape (n,); see
+                `spectra.highest_resolving_power`. None = not known.
 
         Raises:
             ValueError: The model has other labels than the one these limits were fitted for.
@@ -503,7 +517,7 @@ class Applicability:
                 continue
             synthetic = reconstruction_of(extractor, (trained.low, trained.high), trained.resolving_power)
             matters = None if all_scores else trained.matters()
-            seen = Evidence.of(extractor, rows, answers, n_outside, mine, synthetic, matters)
+            seen = Evidence.of(extractor, rows, answers, n_outside, mine, synthetic, matters, held)
             scores = trained.scores(seen)
             for row, star in enumerate(mine):
                 own = {name: float(values[row]) for name, values in scores.items() if not np.isnan(values[row])}

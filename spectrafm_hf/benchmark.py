@@ -60,7 +60,7 @@ from .protocols.instruments import across_instruments_task
 from .protocols.optical import optical_task
 from .protocols.paper import paper_task
 from .protocols.synthetic_h_band import paper_synthetic_task
-from .stages import few_threads
+from .stages import check_writable, few_threads
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,16 @@ class BenchmarkPlan:
         """The model's folder or repository."""
         return located(self.model)
 
+    def lacks(self, part: str) -> str | None:
+        """Why a part cannot run as this is told, as a sentence without its subject; None = it can."""
+        if self.development and part in PROTOCOLS and part != "optical":
+            return "has no validation stars, and nothing may be chosen by its test stars"
+        if part == "apogee_window" and self.window_stars is None:
+            return "needs a file of real window stars: --window-stars FILE.npz (protocols/apogee_window.py)"
+        if part == "paper" and self.dr17 is None:
+            return "needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (protocols/paper.py)"
+        return None
+
 
 def run_benchmark(plan: BenchmarkPlan) -> dict[str, Any]:
     """Run what is not done yet, and write benchmark.json and manifest.json.
@@ -133,7 +143,7 @@ def run_benchmark(plan: BenchmarkPlan) -> dict[str, Any]:
     Raises:
         ValueError: The model, or a protocol's stars; OSError: the folder cannot be written.
     """
-    plan.output.mkdir(parents=True, exist_ok=True)
+    check_writable(plan.output)
     path = plan.output / "benchmark.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     manifest_path = plan.output / "manifest.json"
@@ -163,13 +173,12 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
     """Results and manifest of one protocol."""
     folder = plan.output / name
     folder.mkdir(exist_ok=True)
-    if plan.development and name != "optical":
-        return left_out("it has no validation stars, and nothing may be chosen by its test stars")
+    if why := plan.lacks(name):
+        return left_out(why)
     sizes = SIZES if name == "optical" else (MAIN_SIZE,)
     extra: dict[str, Any] = {}
     if name == "apogee_window":
-        if plan.window_stars is None:
-            return left_out("needs a file of real window stars: --window-stars FILE.npz (protocols/apogee_window.py)")
+        assert plan.window_stars is not None  # see `BenchmarkPlan.lacks`
         task = apogee_window_task(plan.start, plan.window_stars, folder)
     elif name == "optical":
         split: Split = "validation" if plan.development else "test"
@@ -178,8 +187,7 @@ def run_protocol(plan: BenchmarkPlan, name: str) -> tuple[dict[str, Any], dict[s
         libraries = load_library("miles"), load_library("stelib")
         task, extra = across_instruments_task(plan.start, folder / "2-observed", *libraries)
     elif name == "paper":
-        if plan.dr17 is None:
-            return left_out("needs APOGEE DR17: --dr17 FOLDER_OR_DATASET (protocols/paper.py)")
+        assert plan.dr17 is not None
         task = paper_task(plan.start, folder, plan.dr17, plan.budget, plan.n_processes)
     else:
         task = paper_synthetic_task(plan.start, folder, plan.budget)

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from .builders.build import one_thread_each
 from .builders.parquet_layout import naming_a_full_disk, open_writer, sha256_of, whole_file, write_json
+from .builders.ray_cluster import cluster
 from .checkpoints import located
 from .hub import CONFIG, EXTRACTOR, LIMITS
 from .labelling import EMBEDDING, Labelled, Labeller
@@ -48,6 +49,7 @@ from .readers.catalogue_file import (
     NUMBERS,
     SUFFIXES,
     TEXTS,
+    count_rows,
     parquet_schema,
     read_provenance,
     schema_for,
@@ -55,7 +57,7 @@ from .readers.catalogue_file import (
     write_fits,
 )
 from .sources import Conventions, Reading
-from .survey_input import ParquetRows, Stream, Survey, open_survey
+from .survey_input import ParquetRows, Stream, Survey, open_survey, written
 
 CATALOGUE_VERSION = 1
 """Raised when the same plan would give other columns or numbers: a half-done run is not finished with new code."""
@@ -139,6 +141,8 @@ def label_survey(
     output = Path(output).absolute()
     if output.suffix not in SUFFIXES:
         raise ValueError(f"the catalogue's name must end in {', '.join(SUFFIXES)}, got {output.name}.")
+    if written(str(output)) != str(output):  # for Arrow, paths are UTF-8
+        raise ValueError(f"the catalogue's path must be UTF-8, got {written(str(output))}; choose another --output.")
     if embeddings and output.suffix != ".parquet":
         raise ValueError(f"embeddings are written to .parquet only, got {output.name}; choose another name for it.")
     if part_rows < 1 or num_proc < 1:
@@ -249,7 +253,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    return written(shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]))
 
 
 # ---------------------------------------------------------------- parts
@@ -586,22 +590,10 @@ def _run_on_ray(job: Job, missing: Sequence[int], address: str, num_proc: int, b
         ValueError: Ray is not installed, or there is no such cluster.
         OSError: Ray gave up.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with cluster(address, num_proc):
         import ray
         import ray.data
-    except ImportError as error:
-        raise ValueError("--ray needs Ray: pip install 'spectrafm_hf[ray]'.") from error
-    ours = not ray.is_initialized()
-    if ours:
-        try:
-            if address == "local":
-                ray.init(num_cpus=num_proc, include_dashboard=False, log_to_driver=False, configure_logging=False)
-            else:
-                ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray cluster at {address} ({error}); start one, or use --ray local.") from error
-    try:
+
         there = ray.cluster_resources()
         n_gpus = int(there.get("GPU", 0))
         n_actors = max(1, min(n_gpus or int(there.get("CPU", 1)), len(missing)))
@@ -625,9 +617,6 @@ def _run_on_ray(job: Job, missing: Sequence[int], address: str, num_proc: int, b
             raise OSError(
                 f"Ray gave up on a part ({error}); run the same command again: the others are kept."
             ) from error
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -694,7 +683,7 @@ def _finished(output: Path, plan: Mapping[str, Any]) -> Catalogue | None:
     """The catalogue that is there already; None if there is none.
 
     Raises:
-        ValueError: There is a file of that name that is no catalogue of this plan.
+        ValueError: There is a file of that name that is no catalogue of this plan, or not all of one.
     """
     if not output.exists():
         return None
@@ -706,6 +695,11 @@ def _finished(output: Path, plan: Mapping[str, Any]) -> Catalogue | None:
             f"{output} is a catalogue of another run ({said}); choose another --output, or remove that file."
         )
     counts = {name: int(there[name]) for name in ("rows", "flagged", "unreadable")}
+    if (n_rows := count_rows(output)) not in (None, counts["rows"]):
+        raise ValueError(
+            f"{output} is a selection of the catalogue that was asked for ({n_rows} rows of {counts['rows']}); choose "
+            "another --output, or remove that file."
+        )
     return Catalogue(output, **counts, kept=counts["rows"], was_done=True)
 
 

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from .commands.asking import WrongUseIsOne, evaluate, explain, predict, similar
 from .commands.building import build
 from .commands.learning import benchmark, calibrate, finetune, pretrain
 from .commands.sharing import cache, info, push
 
+GO_ON = ("build", "pretrain", "finetune", "benchmark")
+"""Commands that keep what they have done, and go on from there; so does `predict --output`."""
+
+
+class SaysInterrupted(TyperGroup):
+    """All commands. One that is interrupted says whether its work is lost; typer would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        arguments = list(ctx.args)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            keeps = any(argument.startswith(("--output", "-o")) for argument in arguments)
+            name = ctx.invoked_subcommand
+            goes_on = name in GO_ON or (name == "predict" and keeps)
+            # The terminal's ^C, and mostly a bar, stand in the line.
+            typer.echo("\ninterrupted" + ("; the same command goes on where it was" if goes_on else ""), err=True)
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
+    cls=SaysInterrupted,
     help="Stellar labels from spectra: datasets, training, prediction.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,9 +64,6 @@ def main() -> None:
     except (ValueError, OSError, LibrariesUnavailableError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where it was", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from .metrics import known_errors, reliability, summarise_calibration, summarise
 from .pipeline_spectrafm import WIDTH_95
 from .plots import plot_predicted_against_true, plot_reliability
 from .sources import Reading
+from .stages import check_writable
 from .survey_input import ParquetRows, open_survey
 
 PROBABILITIES = np.arange(0.05, 1.0, 0.05)
@@ -134,7 +135,7 @@ def evaluate(
         known: Stars and labels, those of `labeller.labels`, in that order.
         labeller: The model, with its limits where it has any.
         output: Folder for `evaluation.json`, `stars.parquet` (what was known and what was told of each star) and
-            `figures/`. It is made; what a former evaluation left there is replaced.
+            `figures/`. It is made before a star is labelled; what a former evaluation left there is replaced.
         exact: The known labels have no errors, those of synthetic stars. Else one that was published without an error
             is taken to have the usual one (`labels.Label.default_error`), and intervals are widened by it.
         progress: Show a bar; None = on a terminal.
@@ -145,9 +146,10 @@ def evaluate(
         `without_flags`, the same of those that nothing speaks against; `bins`.
 
     Raises:
-        ValueError: No star that has labels can be read.
+        ValueError: No star that has labels can be read; OSError: the folder cannot be written.
     """
     output = Path(output)
+    check_writable(output)
     if exact:
         known = replace(known, error=np.full_like(known.truth, NO_ERROR))
     hidden = None if progress is None else not progress
@@ -174,7 +176,6 @@ def evaluate(
         "without_flags": _figures(known, value, np.where(trusted[:, None], truth, np.nan), sigma, sigma95)["labels"],
         "bins": figures["bins"],
     }
-    output.mkdir(parents=True, exist_ok=True)
     _save_stars(output / "stars.parquet", known, told)
     _draw(output / "figures", labeller.model_id, known, value, truth, sigma, sigma95)
     write_json(output / "evaluation.json", result)

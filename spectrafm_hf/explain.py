@@ -30,6 +30,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from scipy.stats import rankdata
+from tqdm import tqdm
 
 from .explanation import Explanation, LineScore, Occlusion, Peak
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor
@@ -409,6 +410,7 @@ def occlusion(
     each, every = np.array(own), np.array(controls)  # (n_elements, n_stars or n_draws, n_labels)
     return Occlusion(
         elements=list(hidden),
+        n_stars=len(rows),
         moved=each.mean(axis=1).T,
         moved_spread=each.std(axis=1).T,
         control=every.mean(axis=1).T,
@@ -439,17 +441,21 @@ def control_pixels(
     chosen = np.zeros_like(hidden)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden.astype(int), [0]])))
     runs = edges.reshape(-1, 2)
+    places = np.lib.stride_tricks.sliding_window_view
     for start, stop in runs[rng.permutation(len(runs))]:
         length = stop - start
-        places = np.lib.stride_tricks.sliding_window_view
-        whole = places(free, length).all(axis=1)
-        whole &= places(wavelength, length)[:, -1] - places(wavelength, length)[:, 0] < 2 * length * step  # no gap
-        whole &= np.abs(wavelength[: whole.size] - wavelength[start]) < CONTROL_REACH
+        near = np.flatnonzero(np.abs(wavelength - wavelength[start]) < CONTROL_REACH)
+        first, last = near[0], near[-1] + length  # all that a place near enough may cover
+        there = places(wavelength[first:last], length)
+        whole = places(free[first:last], length).all(axis=1)
+        whole &= there[:, -1] - there[:, 0] < 2 * length * step  # no gap
+        whole &= np.abs(there[:, 0] - wavelength[start]) < CONTROL_REACH
         candidates = np.flatnonzero(whole)
         if candidates.size == 0:
             continue
-        mismatch = np.abs(places(depth, length).mean(axis=1)[candidates] - depth[start:stop].mean())
-        place = rng.choice(candidates[np.argsort(mismatch)[:CONTROL_CHOICES]])
+        deep = places(depth[first:last], length).mean(axis=1)[candidates]
+        mismatch = np.abs(deep - depth[start:stop].mean())
+        place = first + rng.choice(candidates[np.argsort(mismatch)[:CONTROL_CHOICES]])
         chosen[place : place + length] = True
         free[place : place + length] = False
     return chosen
@@ -582,8 +588,10 @@ def explain(
     snr: float = 100.0,
     seed: int = 2024,
     n_draws: int = 5,
+    n_hidden: int | None = None,
     context: int = 512,
     batch_size: int = 16,
+    progress: bool | None = None,
 ) -> Explanation:
     """Look at a model from all sides, on synthetic giants and dwarfs of a survey.
 
@@ -593,32 +601,48 @@ def explain(
         snr: Signal-to-noise ratio per pixel.
         seed: Of stars, noise and controls; rows of a training set come from generators of another kind.
         n_draws: Of control pixels, at least 2.
+        n_hidden: Giants, and as many dwarfs, in whose spectra lines are hidden, which takes most of the time; None =
+            all. The other answers are of all stars in any case.
         context: Most tokens seen at once; longer spectra are dealt out.
         batch_size: Contexts at once.
+        progress: Show a bar; None = on a terminal.
 
     Raises:
-        ValueError: Fewer than 2 draws or no star; the survey draws too few stars with lines; or it has no pixel in the
-            model's range.
+        ValueError: Fewer than 2 draws or no star of a kind; the survey draws too few stars with lines; or it has no
+            pixel in the model's range.
     """
     survey = survey or SURVEYS["apogee"]
-    if n_draws < 2 or n_stars < 1:
-        raise ValueError(f"at least 2 draws of controls and 1 star of a kind are needed, got {n_draws} and {n_stars}.")
+    n_hidden = n_stars if n_hidden is None else min(n_hidden, n_stars)
+    if n_draws < 2 or n_hidden < 1:
+        raise ValueError(f"at least 2 draws of controls and 1 star of a kind are needed, got {n_draws} and {n_hidden}.")
     stars = draw_stars(survey, n_stars, seed, snr)
     scene = Scene.of(extractor, survey, stars)
+    some = [row for number, row in enumerate(scene.rows) if number % n_stars < n_hidden]  # of each kind the first
+    hidden = {element: scene.on_row(pixels) for element, pixels in scene.pixels.items()}
+    asked = len(some) * (1 + len(hidden) * (1 + n_draws)) + len(scene.rows) * (2 + 2 * len(abundances(survey)))
+    with tqdm(total=asked, unit="spectra", disable=None if progress is None else not progress) as bar:
 
-    def predict(rows: Sequence[Row]) -> np.ndarray:
-        return predict_rows(model, extractor, rows, context, batch_size)
+        def predict(rows: Sequence[Row]) -> np.ndarray:
+            answers = predict_rows(model, extractor, rows, context, batch_size)
+            bar.update(len(rows))
+            return answers
 
-    def rows_for(labels: np.ndarray) -> list[Row]:
-        return rows_of(extractor, survey, stars, labels)
+        def rows_for(labels: np.ndarray) -> list[Row]:
+            return rows_of(extractor, survey, stars, labels)
 
-    shown = (scene.wavelength, context, batch_size)
-    attention = attention_by_wavelength(model, extractor, scene.rows, stars.kind, *shown)
-    darker = sensitivity(model, extractor, scene.rows, *shown)
+        def shown() -> Iterator[Row]:
+            for row in scene.rows:
+                yield row
+                bar.update()
+
+        where = (scene.wavelength, context, batch_size)
+        attention = attention_by_wavelength(model, extractor, shown(), stars.kind, *where)
+        darker = sensitivity(model, extractor, shown(), *where)
+        occluded = occlusion(predict, some, hidden, scene.on_row(scene.depth), n_draws, seed)
+        response = abundance_response(predict, rows_for, survey, stars.labels)
     darker = over_line_width(darker, scene.wavelength, survey.resolving_power)
     attention_of_all = np.nanmean(list(attention.values()), axis=0)
     names = list(model.config.label_names)
-    hidden = {element: scene.on_row(pixels) for element, pixels in scene.pixels.items()}
     return Explanation(
         label_names=names,
         survey=survey.name,
@@ -638,9 +662,9 @@ def explain(
             for label, *curves in zip(names, darker, attention_of_all, strict=True)
             if OWN_ELEMENT.get(label) in scene.pixels
         ],
-        occlusion=occlusion(predict, scene.rows, hidden, scene.on_row(scene.depth), n_draws, seed),
+        occlusion=occluded,
         abundances=abundances(survey),
-        response=abundance_response(predict, rows_for, survey, stars.labels),
+        response=response,
         peaks={
             kind: [peaks(scene.wavelength, of_label, scene.depth, scene.lines) for of_label in curves]
             for kind, curves in attention.items()

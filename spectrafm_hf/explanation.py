@@ -65,6 +65,7 @@ class Occlusion:
 
     Attributes:
         elements: Whose lines.
+        n_stars: In how many spectra.
         moved: Mean over stars of |change of the label|, shape (n_labels, n_elements), K and dex.
         moved_spread: Standard deviation of that between stars.
         control: As `moved`, with matched controls hidden; mean over draws of them.
@@ -75,6 +76,7 @@ class Occlusion:
     """
 
     elements: list[str]
+    n_stars: int
     moved: np.ndarray
     moved_spread: np.ndarray
     control: np.ndarray
@@ -143,6 +145,7 @@ class Explanation:
         return {
             "survey": self.survey,
             "n_stars": self.n_stars,
+            "n_stars_hidden": hidden.n_stars,
             "lines": {f"{score.label}_auc": _number(score.sensitivity_auc) for score in self.scores},
             "scores": {
                 score.label: {key: _number(value) for key, value in vars(score).items()} for score in self.scores
@@ -260,8 +263,11 @@ def _about_lines(found: Explanation) -> Iterator[str]:
 
 
 def _about_occlusion(found: Explanation) -> Iterator[str]:
-    yield "How far does a label move when all lines of an element are hidden? Against matched pixels elsewhere"
     hidden = found.occlusion
+    yield (
+        "How far does a label move when all lines of an element are hidden? Against matched pixels elsewhere; "
+        f"{hidden.n_stars} stars"
+    )
     for row, name in enumerate(found.label_names):
         digits = 1 if UNITS[name] == "K" else 4
         for column in np.argsort(-hidden.excess[row])[:4]:

@@ -24,6 +24,9 @@ from .spectra import PseudoContinuum, Rebinning, check_wavelength, pixel_edges
 OUTLIER_LEVEL = 100.0
 """Flux beyond this many times the median flux of its spectrum, where there is any, is no starlight."""
 
+FILLING = 10
+"""Neighbouring pixels whose flux is exactly 0 that no star has: its deepest lines are narrower, and noise is not 0."""
+
 RESOLVING_POWER_LIMITS = (50.0, 1e6)
 """lambda / FWHM of any spectrograph: a FWHM in Angstrom lies below, in metres far below."""
 
@@ -77,6 +80,16 @@ def _level(flux: np.ndarray) -> float:
     """Median of |flux| where it is not 0; 0 where there is none. Many zeros (clipped lines, filling) are no level."""
     size = np.abs(flux[flux != 0])
     return float(np.median(size)) if size.size else 0.0
+
+
+def _filling(flux: np.ndarray) -> np.ndarray:
+    """Pixels (n,) of neighbours that are all exactly 0: gaps between detectors, and ends, that were filled up."""
+    dark = flux == 0
+    ends = np.flatnonzero(np.diff(dark, prepend=False, append=False))
+    for start, stop in ends.reshape(-1, 2):
+        if stop - start < FILLING:
+            dark[start:stop] = False
+    return dark
 
 
 @dataclass(frozen=True)
@@ -433,7 +446,8 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         """One spectrum on the model's pixels: its own, sorted, or those of `wavelength_grid`.
 
         Args:
-            flux: Shape (n,), any unit; non-finite values count as bad, and exact zeros where most of the flux is 0.
+            flux: Shape (n,), any unit; non-finite values count as bad, and so do exact zeros, where `FILLING` or more
+                of them are neighbours, or most of the flux is 0.
             wavelength: Shape (n,), vacuum Angstrom, rest frame, any order. Repeated wavelengths are averaged on a
                 common grid; otherwise each stays a pixel. Those masked in a MaskedArray are left out.
             bad_pixel: Shape (n,), True = do not trust; None = all to be trusted.
@@ -524,10 +538,11 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
             pixels = pixels.cut(~nowhere)
         flux, wavelength, good = pixels.flux, pixels.wavelength, pixels.good
         error, power = pixels.flux_error, pixels.resolving_power
-        if (np.diff(wavelength) > 0).all():
-            return pixels
-        # Pixels at one wavelength are told apart by what else they hold, so that the order they came in says nothing.
-        return pixels.cut(np.lexsort([part for part in (power, error, good, flux, wavelength) if part is not None]))
+        if not (np.diff(wavelength) > 0).all():
+            # Pixels at one wavelength are told apart by what else they hold: the order they came in says nothing.
+            told = [part for part in (power, error, good, flux, wavelength) if part is not None]
+            pixels = pixels.cut(np.lexsort(told))
+        return pixels.only(~_filling(pixels.flux))
 
     def _on_grid(self, pixels: Pixels) -> Pixels:
         """Rebinned to `wavelength_grid`. Errors are taken as independent: a pixel made of n has 1 / sqrt(n) of them."""

@@ -34,7 +34,7 @@ from .pipeline_spectrafm import ABSTAIN_NEEDS, LabelAnswer, asked_labels, tell
 from .prediction import Answers, ask
 from .readers.astropy_table import table_of
 from .sources import Conventions, Reading, count_source, read_source
-from .spectra import Spectrum
+from .spectra import Spectrum, highest_resolving_power
 
 if TYPE_CHECKING:
     from .readers.astropy_table import Table
@@ -126,12 +126,14 @@ class _Chunk:
         reasons: Why one cannot be read, by its place.
         places: Of those that can.
         rows: These, prepared.
+        held: Highest resolving power that the sampling of each of these can hold.
     """
 
     readings: list[Reading]
     reasons: dict[int, str]
     places: list[int]
     rows: list[dict[str, np.ndarray]]
+    held: list[float]
 
 
 class Labeller:
@@ -223,7 +225,8 @@ class Labeller:
                 yield from at_work.popleft().result()
 
     def _prepare(self, readings: list[Reading]) -> _Chunk:
-        chunk = _Chunk(readings, {}, [], [])
+        chunk = _Chunk(readings, {}, [], [], [])
+        before, held = np.zeros(0), np.nan
         for place, reading in enumerate(readings):
             if reading.spectrum is None:
                 chunk.reasons[place] = reading.reason or "it cannot be read"
@@ -231,6 +234,10 @@ class Labeller:
             try:
                 chunk.rows.append(prepared(self.extractor, reading.spectrum))
                 chunk.places.append(place)
+                if not np.array_equal(reading.spectrum.wavelength, before):  # as spectra of a survey are
+                    before = reading.spectrum.wavelength
+                    held = highest_resolving_power(before)
+                chunk.held.append(held)
             except ValueError as error:
                 chunk.reasons[place] = str(error)
         return chunk
@@ -258,7 +265,7 @@ class Labeller:
         if answers is not None:
             verdicts: Sequence[Verdict | None] = [None] * len(chunk.rows)
             if self.limits is not None:
-                verdicts = self.limits.check(self.extractor, chunk.rows, answers, all_scores=False)
+                verdicts = self.limits.check(self.extractor, chunk.rows, answers, all_scores=False, held=chunk.held)
             silent = [self.abstain and verdict is not None and not verdict.applicable for verdict in verdicts]
             good = [row["wavelength"][row["attention_mask"] > 0] for row in chunk.rows]
             told = tell(
@@ -279,7 +286,7 @@ class Labeller:
                     labels=one.labels,
                     flags=(*(sentence for _, sentence in flags), *one.guesses),
                     flag_names=(*(name for name, _ in flags), *[NOT_LEARNED] * len(one.guesses)),
-                    assumed=chunk.readings[place].assumed,
+                    assumed=(*chunk.readings[place].assumed, *unknown_sharpness(spectrum)),
                     snr=shown_snr(spectrum, float(noise)),
                     wavelength_range=good_range(spectrum),
                     embedding=embedding,
@@ -345,6 +352,13 @@ def embedding_of(features: np.ndarray, readouts: np.ndarray) -> np.ndarray:
     left, _, right = np.linalg.svd(readouts.astype(float), full_matrices=False)
     along = features.astype(float) @ (left @ right).T
     return along.reshape(len(features), -1).astype(np.float32)
+
+
+def unknown_sharpness(spectrum: Spectrum) -> list[str]:
+    """What is assumed of a spectrum that does not tell how sharp its lines are."""
+    if spectrum.resolving_power is not None or spectrum.fwhm is not None:
+        return []
+    return ["its resolving power (lambda / FWHM) is not told; it was taken for one of those in training"]
 
 
 def good_range(spectrum: Spectrum) -> tuple[float, float] | None:

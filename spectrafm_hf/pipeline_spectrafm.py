@@ -3,7 +3,8 @@
     reader = pipeline("stellar-labels", model=REPOSITORY, trust_remote_code=True)
     reader({"flux": flux, "wavelength": wavelength})["teff"]  # value, sigma, interval68, interval95, unit
 
-It travels with a checkpoint, so it takes arrays and nothing that would need a reader of files.
+It travels with a checkpoint, where it takes arrays. Where this package is installed, it takes all that `predict` does,
+with the same conventions: `reader("star.fits")`, `reader(spectrum, velocity=35.0)`, or a list of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from transformers.utils import cached_file
 
 from .feature_extraction_spectrafm import SpectraFMFeatureExtractor, spoken_ranges
 from .labels import get_label
+from .spectra import highest_resolving_power
 
 PIPELINE = "stellar-labels"
 """The task's name in `transformers.pipeline`."""
@@ -35,6 +38,11 @@ MOSTLY = 0.5
 PER_PIXEL = ("flux", "wavelength", "bad_pixel", "flux_error")
 KNOWN = (*PER_PIXEL, "resolving_power", "given", "given_errors")
 PREPARED = ("flux", "wavelength", "attention_mask", "flux_error", "resolving_power")
+CONVENTIONS = ("medium", "velocity", "redshift", "wavelength_unit", "resolving_power", "bad_pixel", "reader")
+"""What may be told beside spectra, see `sources.Conventions`."""
+
+BESIDE = ("held", "assumed")
+"""What goes along with a prepared spectrum that the model does not read."""
 
 
 ABSTAIN_NEEDS = (
@@ -79,15 +87,17 @@ class Told:
     guesses: list[str]
 
 
-def asked_labels(extractor: SpectraFMFeatureExtractor, labels: Sequence[str] | None) -> list[str]:
-    """The labels asked for; None = all of the model.
+def asked_labels(extractor: SpectraFMFeatureExtractor, labels: Sequence[str] | str | None) -> list[str]:
+    """The labels asked for, in order: their names, or names joined by commas (`teff,fe_h`); None = all of the model.
 
     Raises:
         ValueError: One that this model does not predict.
     """
-    if unknown := [name for name in labels or () if name not in extractor.label_names]:
+    given = [labels] if isinstance(labels, str) else labels or ()
+    names = [name.strip() for some in given for name in str(some).split(",") if name.strip()]
+    if unknown := [name for name in names if name not in extractor.label_names]:
         raise ValueError(f"this model predicts {', '.join(extractor.label_names)}, not {', '.join(unknown)}.")
-    return list(labels or extractor.label_names)
+    return names or list(extractor.label_names)
 
 
 def tell(
@@ -164,7 +174,9 @@ class StellarLabelsPipeline(Pipeline):
     A spectrum is a mapping: `flux` (n,) in any unit, `wavelength` (n,) in vacuum Angstrom and rest frame and, if known,
     `bad_pixel` (n,) True = do not trust, `flux_error` (n,) 1-sigma in the unit of the flux, `resolving_power`
     lambda / FWHM, `given` and `given_errors` (see `SpectraFMFeatureExtractor`). A list of them, of any lengths, gives a
-    list; with `batch_size=64` many at once.
+    list; with `batch_size=64` many at once. Where this package is installed, it is also a path, or anything else that
+    `labelling.predict` takes, as long as it holds one spectrum: `medium`, `velocity`, `redshift`, `wavelength_unit`,
+    `resolving_power`, `bad_pixel` and `reader` say what it does not tell itself, the answer what was `assumed`.
 
     Returns per label: `value`; `sigma`, half of the central 68.27 % interval; `interval68` and `interval95`, lowest and
     highest; `unit`. They are calibrated on stars that no training saw where `calibrated` says so, and the network's own
@@ -177,8 +189,8 @@ class StellarLabelsPipeline(Pipeline):
     well, unless `labels=[...]` leaves them out; with `abstain=True` they alone get NaN.
 
     Raises:
-        ValueError: Not a mapping, flux or wavelength missing, a key that nobody knows; `abstain` without limits; or see
-            `SpectraFMFeatureExtractor.place`.
+        ValueError: Nothing that can be read here, or not one spectrum; flux or wavelength missing, a key that nobody
+            knows; `abstain` without limits; or see `SpectraFMFeatureExtractor.place`.
     """
 
     _load_feature_extractor: Any = True
@@ -189,21 +201,20 @@ class StellarLabelsPipeline(Pipeline):
     feature_extractor: SpectraFMFeatureExtractor
 
     def _sanitize_parameters(
-        self, labels: list[str] | None = None, abstain: bool | None = None, **unknown: Any
+        self, labels: Sequence[str] | str | None = None, abstain: bool | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], ...]:
+        conventions = {name: unknown.pop(name) for name in CONVENTIONS if name in unknown}
         if unknown:
             raise ValueError(
-                f"this pipeline takes labels=[...], abstain and batch_size beside spectra, got {', '.join(unknown)}."
+                f"this pipeline takes labels=[...], abstain, batch_size, {', '.join(CONVENTIONS)} beside spectra, got "
+                f"{', '.join(unknown)}."
             )
         told = {"labels": labels, "abstain": abstain}
-        return {}, {}, {name: value for name, value in told.items() if value is not None}
+        return conventions, {}, {name: value for name, value in told.items() if value is not None}
 
-    def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
-        if not isinstance(input_, Mapping):
-            raise ValueError(
-                'a spectrum must be a mapping {"flux": ..., "wavelength": ...} of arrays (vacuum Angstrom, at rest); '
-                f"got {type(input_).__name__}. Files? Read them with spectrafm_hf.readers first."
-            )
+    def preprocess(self, input_: Any, **conventions: Any) -> dict[str, Any]:
+        if conventions or not isinstance(input_, Mapping):
+            return self._read(input_, conventions)
         missing = [name for name in ("flux", "wavelength") if input_.get(name) is None]
         unknown = [name for name in input_ if name not in KNOWN]
         if missing or unknown:
@@ -212,14 +223,44 @@ class StellarLabelsPipeline(Pipeline):
                 f"{', '.join(KNOWN[2:])}; got {', '.join(map(str, input_)) or 'nothing'}."
             )
         batch = self.feature_extractor(**input_, return_tensors="pt")
-        # One set of keys for all spectra, so that they can share a batch: 0 and NaN say "not known".
-        for name in ("flux_error", "resolving_power"):
-            if name not in batch:
-                batch[name] = torch.zeros_like(batch["flux"])
-        return dict(batch)
+        return self._prepared(batch, np.asarray(input_["wavelength"], dtype=np.float64), ())
+
+    def _read(self, source: Any, conventions: Mapping[str, Any]) -> dict[str, Any]:
+        """A spectrum in whatever form, prepared.
+
+        Raises:
+            ValueError: It cannot be read, or not here; or there are none or several.
+        """
+        if __package__ != "spectrafm_hf":
+            raise ValueError(
+                'a spectrum must be a mapping {"flux": ..., "wavelength": ...} of arrays (vacuum Angstrom, at rest), '
+                f"got {type(source).__name__}{' and ' if conventions else ''}{', '.join(conventions)}. For files and "
+                "all else, install spectrafm_hf and leave trust_remote_code out."
+            )
+        sources = importlib.import_module(".sources", __package__)
+        labelling = importlib.import_module(".labelling", __package__)
+        readings = list(islice(sources.read_source(source, sources.Conventions(**conventions)), 2))
+        if len(readings) != 1:
+            raise ValueError(
+                "one spectrum at a time is needed, or a list of them, got "
+                f"{'several' if readings else 'none'}; for folders and surveys there is spectrafm_hf.predict."
+            )
+        (reading,) = readings
+        if reading.spectrum is None:
+            raise ValueError(f"{reading.name}: {reading.reason}")
+        row = labelling.prepared(self.feature_extractor, reading.spectrum)
+        assumed = (*reading.assumed, *labelling.unknown_sharpness(reading.spectrum))
+        batch = self.feature_extractor.pad([row], return_tensors="pt")
+        return self._prepared(batch, reading.spectrum.wavelength, assumed)
+
+    @staticmethod
+    def _prepared(batch: Mapping[str, Any], wavelength: np.ndarray, assumed: tuple[str, ...]) -> dict[str, Any]:
+        """With one set of keys for all spectra, so that they can share a batch: 0 and NaN say "not known"."""
+        blank = {name: torch.zeros_like(batch["flux"]) for name in ("flux_error", "resolving_power")}
+        return blank | dict(batch) | {"held": highest_resolving_power(wavelength), "assumed": assumed}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
-        answer = self.model(**input_tensors)
+        answer = self.model(**{name: part for name, part in input_tensors.items() if name not in BESIDE})
         parts = {name: answer[name].float() for name in ("label_mean", "label_log_var", "label_features")}
         return input_tensors | parts
 
@@ -245,7 +286,11 @@ class StellarLabelsPipeline(Pipeline):
             for name, one in told.labels.items()
         }
         said = [*(flags or ()), *told.guesses]
-        return answer if flags is None and not said else answer | {"flags": said}
+        if flags is not None or said:
+            answer["flags"] = said
+        if assumed := model_outputs["assumed"]:
+            answer["assumed"] = list(assumed)
+        return answer
 
     def _flags(self, model_outputs: Mapping[str, torch.Tensor]) -> list[str] | None:
         """Why one spectrum is unlike those the model was made for; None = nobody has told what those were like."""
@@ -253,7 +298,8 @@ class StellarLabelsPipeline(Pipeline):
             return None
         row = {name: model_outputs[name][0].cpu().numpy() for name in PREPARED}
         answers = [model_outputs[name][:1].cpu().numpy() for name in ("label_mean", "label_log_var", "label_features")]
-        (verdict,) = self._applicability.check(self.feature_extractor, [row], answers, all_scores=False)
+        held = [model_outputs["held"]]
+        (verdict,) = self._applicability.check(self.feature_extractor, [row], answers, all_scores=False, held=held)
         return [reason for _, reason in verdict.flags]
 
     @cached_property

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import SHIPPED, shipped
-from .hub import Pushed, collect, is_dataset, push, read_pushed, staged
+from .hub import (
+    BESIDE,
+    CHECKPOINT_FILES,
+    HubError,
+    Pushed,
+    check_checkpoint,
+    collect,
+    is_dataset,
+    push,
+    read_pushed,
+    staged,
+)
 from .model_card import CardFacts, eval_results_yaml, render_model_card
 
 logger = logging.getLogger(__name__)
@@ -101,11 +116,7 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
         surveys=record.get("surveys"),
         true_labels=recipe["data"] == "synthetic" or recipe.get("true_labels", False),
         ships_as=_ships_as(record),
-        figures=[
-            (path.relative_to(folder).as_posix(), caption)
-            for beginning, caption in FIGURES.items()
-            for path in sorted((folder / "figures").glob(f"{beginning}*.png"))
-        ],
+        figures=_figures(folder),
     )
     if recipe["data"] == "dataset":
         facts["survey"] = None  # whom to cite stands in the dataset's own card
@@ -118,6 +129,15 @@ def card_facts(folder: Path, repo: str | None = None, parent: Pushed | None = No
     if config.is_file() and (where := _read(config).get("learned_ranges")):
         facts["learned_ranges"] = where
     return facts
+
+
+def _figures(folder: Path) -> list[tuple[str, str]]:
+    """Figures beside the card of a folder, as paths in it, and what they show."""
+    return [
+        (path.relative_to(folder).as_posix(), caption)
+        for beginning, caption in FIGURES.items()
+        for path in sorted((folder / "figures").glob(f"{beginning}*.png"))
+    ]
 
 
 def _ships_as(record: Mapping[str, Any]) -> str | None:
@@ -161,42 +181,90 @@ def draw_learning_curve(record: Mapping[str, Any], path: Path) -> None:
         plot_learning_curve(curve, path, 1, title=record["stage"])
 
 
-def prepare(folder: Path, to: str, parent: Pushed | None = None) -> tuple[str, str]:
-    """Where a folder goes, and as what: repository and `model` or `dataset`.
+@contextmanager
+def prepared(
+    folder: Path, to: str, parent: Pushed | None = None, change: bool = True
+) -> Iterator[tuple[Path, str, str]]:
+    """A folder as it can go, where it goes, and as what: folder, repository, and `model` or `dataset`.
 
-    The card of a stage is rendered for that repository, into the stage's folder, with a learning curve if the stage has
-    no figures yet.
+    The card of a stage is rendered for that repository, with a learning curve if the stage has no figures yet: into the
+    stage's folder, or into a passing copy of what is published of it, where the folder cannot be written, or is one of
+    this package's own. A dataset has its card already.
+
+    Args:
+        parent: See `card_facts`.
+        change: False = leave the folder as it is: a copy in any case.
 
     Raises:
-        ValueError: See `publish`.
+        ValueError: See `publish`; HubError: no room for a copy.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that a stage, or `spectrafm build`, has written.")
     if is_dataset(folder):
-        return to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
+        yield folder, to if "/" in to else f"{to}/spectrafm-{folder.resolve().name}", "dataset"
+        return
     record = _read(folder / "stage.json")
     repo = to if "/" in to else repository_of(to, record["stage"])
-    if next((folder / "figures").glob("*.png"), None) is None:
-        draw_learning_curve(record, folder / "figures" / "learning_curve.png")
-    write_card(folder, _read(folder / "results.json"), card_facts(folder, repo, parent))
-    return repo, "model"
+    # All that may be wrong is found before a copy is made: messages name the folder.
+    facts, results = card_facts(folder, repo, parent), _read(folder / "results.json")
+    check_checkpoint(str(folder), folder)
+    with nullcontext(folder) if change and _may_be_changed(folder) else _copied(folder) as place:
+        if next((place / "figures").glob("*.png"), None) is None:
+            draw_learning_curve(record, place / "figures" / "learning_curve.png")
+            facts["figures"] = _figures(place)
+        write_card(place, results, facts)
+        yield place, repo, "model"
+
+
+def _may_be_changed(folder: Path) -> bool:
+    """Whether a card can be written into a folder, which is none of this package's own."""
+    changed = (folder, *(folder / name for name in ("README.md", "figures", EVAL_RESULTS)))
+    own = folder.resolve().is_relative_to(Path(__file__).resolve().parent)
+    return not own and all(os.access(path, os.W_OK) for path in changed if path.exists())
+
+
+@contextmanager
+def _copied(folder: Path) -> Iterator[Path]:
+    """What is published of a stage's folder, in another one of the same name that does not last.
+
+    Raises:
+        HubError: There is no room for it.
+    """
+    with tempfile.TemporaryDirectory(prefix="spectrafm-card-") as home:
+        copy = Path(home) / folder.resolve().name
+        found = {path for pattern in (*CHECKPOINT_FILES, *BESIDE) for path in folder.glob(pattern)}
+        needed = (*CHECKPOINT_FILES, "stage.json")  # of other files a link is not followed, as in `hub.staged`
+        try:
+            for path in found:
+                if not path.is_symlink() or path.name in needed:
+                    to = copy / path.relative_to(folder)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, to)
+        except OSError as error:
+            raise HubError(
+                f"no copy of {folder} could be written to {tempfile.gettempdir()} ({error.strerror}). Nothing was "
+                "sent; free some room, or set TMPDIR to a larger disk."
+            ) from error
+        yield copy
 
 
 def what_goes(folder: Path, to: str) -> tuple[str, str, dict[str, int]]:
     """What `publish` would do: repository, its kind (`model` or `dataset`), and path in it -> size in bytes.
 
+    The folder stays as it is.
+
     Raises:
         ValueError: See `publish`.
     """
-    repo, kind = prepare(folder, to)
-    with staged(folder, repo) as files:
+    with prepared(folder, to, change=False) as (place, repo, kind), staged(place, repo) as files:
         return repo, kind, {name: path.stat().st_size for name, path in files.items()}
 
 
 def publish(folder: Path, to: str, private: bool = True, parent: Pushed | None = None) -> Pushed:
     """Push a finished stage - model, extractor, code, card, results - or a built dataset.
 
-    A stage goes into the namespace's Collection too.
+    A stage goes into the namespace's Collection too. Its folder keeps the card, and as what it was published, unless it
+    cannot be written, or is one of this package's own.
 
     Args:
         folder: Of the stage, see `stages.run_stage`; or of `spectrafm build`.
@@ -207,8 +275,8 @@ def publish(folder: Path, to: str, private: bool = True, parent: Pushed | None =
     Raises:
         ValueError: The stage is not done, or its card lacks something; HubError: see `hub.push`.
     """
-    repo, kind = prepare(folder, to, parent)
-    pushed = push(folder, repo, private)
+    with prepared(folder, to, parent) as (place, repo, kind):
+        pushed = push(place, repo, private)
     logger.info("%s is now %s at %s", folder.name, pushed.url, pushed.revision)
     if kind == "model":
         what = "Labels of stars from spectra: pre-trained on synthetic, then observed ones, then on a few stars."

@@ -5,10 +5,13 @@
 
 The embedding of a spectrum (`labelling.embedding_of`) comes along with its labels and costs nothing more, so the
 catalogue of labels is the index too: one file, whole or not at all, made by one model, gone on with after a kill.
+Any selection of its rows in any order is a catalogue as well, as long as what it tells of its making is kept, as
+pyarrow and astropy keep it.
 
 Search is exact: the catalogue is read once, a block at a time, whatever its length. In a million stars one spectrum
-takes 0.6 s on one core, a hundred 1.4 s. Whoever asks again and again may have the embeddings in memory, in the FAISS
-index of `datasets`: 6 s and 300 MB to make, then 0.01 s, and the same answers.
+takes 0.6 s on one core, a hundred 1.4 s; to count its stars when it is opened takes as long as one. Whoever asks again
+and again may have the embeddings in memory, in the FAISS index of `datasets`: 6 s and 300 MB to make, then 0.01 s, and
+the same answers.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ COLUMNS = {
     "name": "of the spectrum asked about: file, relative to the folder, or name of the star",
     "rank": "1 = nearest",
     "neighbour": "name of the star in the catalogue",
-    "row": "its row in the catalogue, from 0",
+    "row": "its row in the catalogue as it lies there, from 0",
     "distance": "Euclidean, between the two embeddings; no unit, to be compared within one catalogue",
     "flag_names": "short names of reasons not to trust the spectrum asked about",
     "neighbour_flag_names": "the same of the neighbour",
@@ -109,7 +112,8 @@ class SimilarStars:
     """A catalogue in which the stars most like a spectrum are found.
 
     Args:
-        catalogue: Parquet that `catalogue.label_survey` wrote with `embeddings=True`.
+        catalogue: Parquet that `catalogue.label_survey` wrote with `embeddings=True`, or some rows of it, in any order,
+            that pyarrow or astropy wrote again.
         model, revision: The model that made it, see `labelling.Labeller`. It is not taken from the file: what is
             loaded, and from where, is the caller's to say.
         batch_size, device: See `Labeller`.
@@ -123,8 +127,9 @@ class SimilarStars:
 
     Raises:
         FileNotFoundError: There is no such catalogue.
-        ValueError: It was not written by this package, has no embeddings, other ones, or no star; another model made
-            it; FAISS is asked for and not installed; see also `Labeller`.
+        ValueError: It was not written by this package, or that is not in it any more; it has no embeddings, other
+            ones, or no star, or lacks a column; another model made it; FAISS is asked for and not installed; see also
+            `Labeller`.
     """
 
     def __init__(
@@ -140,13 +145,16 @@ class SimilarStars:
         self.catalogue = Path(catalogue)
         told = _provenance_of(self.catalogue)
         plan = told["plan"]
-        self.n_stars = int(told["rows"]) - int(told["unreadable"])
-        if self.n_stars < 1:
-            raise ValueError(
-                f"{catalogue} holds no star: none of its {told['rows']} spectra could be read, and its column flags "
-                "says why."
-            )
         names = str(plan["labels"]).split(", ")
+        _check_columns(self.catalogue, names, int(plan["embedding size"]))
+        self.n_stars = sum(len(rows) for rows, _ in _blocks(self.catalogue))
+        if self.n_stars < 1:
+            n_rows = pq.read_metadata(self.catalogue).num_rows
+            raise ValueError(
+                f"{catalogue} holds no star: none of its {n_rows} spectra could be read, and its column flags says why."
+                if n_rows
+                else f"{catalogue} holds no star: it has no rows; was it cut to none?"
+            )
         self.labeller = Labeller(model, revision, names, batch_size, device=device, embeddings=True)
         if self.labeller.revision != plan["model revision"]:
             raise ValueError(
@@ -210,8 +218,7 @@ class SimilarStars:
         self, asked: list[Labelled], unreadable: list[Labelled], rows: np.ndarray, distance: np.ndarray
     ) -> Table:
         names, n = self.labeller.labels, rows.shape[1]
-        kept = ["name", "flag_names", *(column for name in names for column in (name, f"{name}_sigma"))]
-        there = _rows_at(self.catalogue, rows.ravel(), kept)
+        there = _rows_at(self.catalogue, rows.ravel(), _columns_shown(names))
         columns: dict[str, Any] = {
             "name": np.repeat([one.name for one in asked], n),
             "rank": np.tile(np.arange(1, n + 1), len(asked)),
@@ -256,7 +263,14 @@ def _provenance_of(catalogue: Path) -> dict[str, Any]:
         )
     told = read_provenance(catalogue)
     if told is None:
-        raise ValueError(f"{catalogue} was not written by spectrafm; give a catalogue of `spectrafm predict --output`.")
+        raise ValueError(
+            f"{catalogue} has the columns of a catalogue, but tells no more by which model they were made, and "
+            "embeddings of two models cannot be compared: whatever selected its rows has left it out, as pandas does. "
+            "Select from the whole catalogue again with what keeps it, e.g. pyarrow: "
+            f"pq.write_table(pq.read_table('catalogue.parquet').filter(pc.field('snr') > 50), '{catalogue.name}')."
+            if _was_ours(catalogue)
+            else f"{catalogue} was not written by spectrafm; give a catalogue of `spectrafm predict --output`."
+        )
     made = told["plan"].get("embedding")
     if made is None:
         raise ValueError(
@@ -271,19 +285,63 @@ def _provenance_of(catalogue: Path) -> dict[str, Any]:
     return told
 
 
+def _was_ours(catalogue: Path) -> bool:
+    """Whether a file without provenance has the columns that a catalogue with embeddings has."""
+    try:
+        return {"row", "name", "flag_names", "embedding"} <= set(pq.read_schema(catalogue).names)
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def _columns_shown(label_names: list[str]) -> list[str]:
+    """Those of the catalogue that the table of neighbours tells of."""
+    return ["name", "flag_names", *(column for name in label_names for column in (name, f"{name}_sigma"))]
+
+
+def _check_columns(catalogue: Path, label_names: list[str], size: int) -> None:
+    """Refuse a catalogue that has lost a column.
+
+    Raises:
+        ValueError: One that is needed is not there, or the embeddings are not lists of `size` numbers each.
+    """
+    schema = pq.read_schema(catalogue)
+    needed = ["embedding", *_columns_shown(label_names)]
+    if missing := [name for name in needed if name not in schema.names]:
+        raise ValueError(
+            f"{catalogue} has no column {', '.join(missing)}; of a catalogue that was cut, similar stars need the "
+            f"columns {', '.join(needed)}: select again and keep them."
+        )
+    kind = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(kind) or kind.list_size != size or not pa.types.is_floating(kind.value_type):
+        raise ValueError(
+            f"the column embedding of {catalogue} must be lists of {size} numbers each "
+            f"({pa.list_(pa.float32(), size)}), got {kind}; something wrote it anew: select again, with pyarrow, say."
+        )
+
+
 def _blocks(catalogue: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (n,) of a catalogue and their embeddings (n, d), those without one left out; `BLOCK` of them at a time."""
+    """Rows (n,) of a catalogue and their embeddings (n, d), those without one left out; `BLOCK` of them at a time.
+
+    Rows are counted as they lie in the file: its column `row` has those of the survey, in a selection others.
+    """
+    first = 0
     with pq.ParquetFile(catalogue) as file:
-        for batch in file.iter_batches(BLOCK, columns=["row", "embedding"]):
-            rows, vectors = batch.column("row").to_numpy(), _matrix(batch.column("embedding"))
+        for batch in file.iter_batches(BLOCK, columns=["embedding"]):
+            rows, vectors = np.arange(first, first + len(batch)), _matrix(batch.column("embedding"))
+            first += len(batch)
             there = np.isfinite(vectors[:, 0])
             if there.any():
                 yield (rows, vectors) if there.all() else (rows[there], vectors[there])
 
 
-def _matrix(lists: Any) -> np.ndarray:
-    """Lists of one length -> (n, d)."""
-    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+def _matrix(lists: pa.FixedSizeListArray) -> np.ndarray:
+    """Lists of one length -> (n, d); NaN where there is none."""
+    vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, lists.type.list_size)
+    if not lists.null_count:
+        return vectors
+    whole = np.full((len(lists), vectors.shape[1]), np.nan, vectors.dtype)
+    whole[lists.is_valid().to_numpy(zero_copy_only=False)] = vectors
+    return whole
 
 
 def _rows_at(catalogue: Path, rows: np.ndarray, columns: list[str]) -> pa.Table:
@@ -308,9 +366,9 @@ def _faiss_index(catalogue: Path) -> datasets.Dataset:
     """
     if find_spec("faiss") is None:
         raise ValueError("faiss=True needs FAISS: pip install 'spectrafm_hf[similar]'; or leave it out.")
-    table = pq.read_table(catalogue, columns=["row", "embedding"])
-    there = np.isfinite(_matrix(table["embedding"].combine_chunks())[:, 0])
-    table = table.filter(pa.array(there)).replace_schema_metadata(None)
+    rows, vectors = (np.concatenate(parts) for parts in zip(*_blocks(catalogue), strict=True))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    table = pa.table({"row": rows, "embedding": lists})
     stars = datasets.Dataset(table, fingerprint=f"stars-{len(table)}").with_format("numpy")
     stars.add_faiss_index("embedding")
     return stars

@@ -22,10 +22,24 @@ from typing import Any
 
 import numpy as np
 
-from .readers.any_file import read_spectrum, recognise
-from .readers.in_memory import Conventions, Given, Measured, spectrum_of, specutils_spectra, speed_of, values_of
+from .readers.any_file import Format, read_spectrum, read_with_notes, recognise
+from .readers.fits_file import FitsFile, open_fits
+from .readers.in_memory import (
+    Conventions,
+    Given,
+    Measured,
+    check_light,
+    number_of,
+    same_shift,
+    same_unit,
+    spectrum_of,
+    specutils_spectra,
+    values_of,
+)
+from .readers.lamost import is_lamost, own_redshift
 from .readers.miles import PARAMETER_FILE
 from .readers.text_columns import is_ecsv, is_text, read_text_columns
+from .readers.votable import is_votable
 from .spectra import SPEED_OF_LIGHT, Spectrum, apogee_wavelength, apstar_wavelength
 
 __all__ = ["Conventions", "Reading", "count_source", "read_source", "spectrum_files"]
@@ -92,7 +106,7 @@ class _Item:
     read: Callable[[], tuple[Spectrum, tuple[str, ...]]]
 
 
-def read_source(source: Any, conventions: Conventions | None = None) -> Iterator[Reading]:
+def read_source(source: Any, conventions: Conventions | None = None, several: bool = False) -> Iterator[Reading]:
     """The spectra of a source, one after the other; nothing is read before it is asked for.
 
     Args:
@@ -106,18 +120,21 @@ def read_source(source: Any, conventions: Conventions | None = None) -> Iterator
             * `Spectrum`, `specutils.Spectrum`, SpectrumList, SpectrumCollection;
             * a table of astropy or pandas, or a structured array: a row per pixel if `flux` holds numbers, a spectrum
               per row if it holds arrays;
-            * a `Dataset` or `IterableDataset` with columns as `builders` or MultimodalUniverse have them. Where rows
-              share a grid and bring no `wavelength`: `{"rows": dataset, "wavelength": grid}`, with the grid of
-              `builders.grids.read_wavelength_grid` (those of APOGEE are known);
+            * a `Dataset` or `IterableDataset` with columns as `builders` or MultimodalUniverse have them, also its row
+              `dataset[0]` and its rows `dataset[:2]`. Where rows share a grid and bring no `wavelength`:
+              `{"rows": dataset, "wavelength": grid}`, with the grid of `builders.grids.read_wavelength_grid` (those of
+              APOGEE are known);
             * a list, tuple or iterator of any of these.
-        conventions: What the user knows of spectra that do not tell it themselves.
+        conventions: What the user knows of spectra that do not tell it themselves; of those that do, see there.
+        several: The source is one of several for which `conventions` were told, as each in a folder or a list is: what
+            it tells itself is kept in a sentence where they differ, rather than refused.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: The source holds nothing, or does not tell what is one spectrum.
         TypeError: It is nothing that could hold spectra.
     """
-    return _readings(_items(source, conventions or Conventions()))
+    return _readings(_items(source, conventions or Conventions(), several))
 
 
 def count_source(source: Any) -> int | None:
@@ -134,6 +151,8 @@ def count_source(source: Any) -> int | None:
     if isinstance(source, Mapping):
         if "rows" in source:
             return count_source(source["rows"])
+        if (rows := _rows_in(source)) is not None:
+            return rows
         flux = _columns_named(source).get("flux")
         return len(flux) if flux is not None and _holds_arrays(flux) else 1
     if (table := _table(source)) is not None:
@@ -210,14 +229,14 @@ def _package(source: Any) -> str:
     return next((one.__module__.split(".")[0] for one in type(source).__mro__ if one is not object), "")
 
 
-def _items(source: Any, conventions: Conventions) -> Iterator[_Item]:
+def _items(source: Any, conventions: Conventions, several: bool) -> Iterator[_Item]:
     """Look at a source and raise at once if it is none."""
     if isinstance(source, (str, os.PathLike)):
-        return _file_items(source, conventions)
+        return _file_items(source, conventions, several)
     if isinstance(source, bytes):
         raise TypeError(f"a source must be a path, arrays or a table, got {len(source)} bytes; write them to a file.")
     if isinstance(source, Spectrum):
-        return iter([_Item(source.star_id, "spectrum", lambda: _as_it_is(source, conventions))])
+        return iter([_Item(source.star_id, "spectrum", lambda: _as_it_is(source, conventions, several))])
     if _package(source) == "specutils":
         return _given_items(specutils_spectra(source), conventions, "spectrum")
     if _package(source) == "datasets":
@@ -307,7 +326,7 @@ def _each(source: Iterator[Any], conventions: Conventions) -> Iterator[_Item]:
     for number, one in enumerate(source):
         place = f"spectrum {number}"
         try:
-            parts = _items(one, conventions)
+            parts = _items(one, conventions, several=True)
             folder = str(one) if isinstance(one, (str, os.PathLike)) else None
         except (ValueError, TypeError, OSError) as error:
             name = str(one) if isinstance(one, (str, os.PathLike)) else None
@@ -328,14 +347,10 @@ def _raising(error: Exception) -> Callable[[], tuple[Spectrum, tuple[str, ...]]]
     return read
 
 
-def _as_it_is(spectrum: Spectrum, conventions: Conventions) -> tuple[Spectrum, tuple[str, ...]]:
-    """A `Spectrum` is at rest by definition."""
-    if conventions.shift is not None:
-        raise ValueError(
-            f"{spectrum.star_id}: a Spectrum is at rest already, so a velocity or redshift would be taken out twice; "
-            "leave it out."
-        )
-    return _with_resolving_power(spectrum, conventions)
+def _as_it_is(spectrum: Spectrum, conventions: Conventions, several: bool) -> tuple[Spectrum, tuple[str, ...]]:
+    """A `Spectrum` is in vacuum Angstrom at rest by definition."""
+    notes = _own_counts(f"{spectrum.star_id}: is a Spectrum", _Own(), conventions, several)
+    return _with_resolving_power(spectrum, conventions, notes)
 
 
 def _with_resolving_power(
@@ -344,13 +359,15 @@ def _with_resolving_power(
     """The told resolving power, where the spectrum knows none; a word if it knows better.
 
     Raises:
-        ValueError: No pixel can be trusted.
+        ValueError: No pixel can be trusted, or none of those has a positive flux.
     """
+    name = spectrum.meta.get("file", spectrum.star_id)
     if spectrum.bad_pixel.all():
         raise ValueError(
-            f"{spectrum.meta.get('file', spectrum.star_id)}: none of its {spectrum.bad_pixel.size} pixels can be "
-            "trusted: all are flagged, or without a finite flux or a usable error."
+            f"{name}: none of its {spectrum.bad_pixel.size} pixels can be trusted: all are flagged, or without a "
+            "finite flux or a usable error."
         )
+    check_light(f"{name}: the flux", spectrum.flux, spectrum.bad_pixel)
     told, own = conventions.resolving_power, spectrum.resolving_power
     if told is None:
         return spectrum, tuple(notes)
@@ -415,85 +432,194 @@ def spectrum_files(folder: Path) -> list[str]:
     )
 
 
-def _file_items(source: str | os.PathLike[str], conventions: Conventions) -> Iterator[_Item]:
+def _file_items(source: str | os.PathLike[str], conventions: Conventions, several: bool) -> Iterator[_Item]:
     path = _existing(source)
     if not path.is_dir():
-        return iter([_Item(path.name, "spectrum", lambda: read_file(path, conventions))])
+        return iter([_Item(path.name, "spectrum", lambda: read_file(path, conventions, several))])
 
     def items(names: list[str]) -> Iterator[_Item]:
         for number, name in enumerate(names):
-            yield _Item(name, f"file {number}", lambda name=name: read_file(path / name, conventions))  # type: ignore[misc]
+            yield _Item(name, f"file {number}", partial(read_file, path / name, conventions, several=True))
 
     return items(spectrum_files(path))
 
 
-def read_file(path: Path, conventions: Conventions) -> tuple[Spectrum, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Own:
+    """What a file tells itself: medium and unit of its wavelengths, and its redshift; None = not that.
+
+    `units` are all that are true of it: the header may have the logarithm.
+    """
+
+    medium: str = "vacuum"
+    units: tuple[str, ...] = ("Angstrom",)
+    redshift: float | None = 0.0
+
+
+_WAVELENGTHS = {
+    "IRTF": _Own("vacuum", ("um",)),
+    "MILES": _Own("air"),
+    "STELIB": _Own("air"),
+}
+"""Of formats read here, as their files have them; all others are of vacuum, in Angstrom and their logarithm."""
+
+
+def _own_of(found: Format, file: FitsFile) -> _Own:
+    """What a file of a survey tells; all but those of LAMOST are at rest."""
+    own = _WAVELENGTHS.get(found.name, _Own(units=("Angstrom", "log10(Angstrom)")))
+    return replace(own, redshift=own_redshift(file)) if is_lamost(file) else own
+
+
+def _own_counts(what: str, own: _Own, told: Conventions, several: bool) -> tuple[str, ...]:
+    """Hold what was told against what a spectrum tells itself, which counts: sentences of what differs.
+
+    Args:
+        what: The spectrum, for a sentence: `a.fits: is aspcapStar`.
+        told: What is None, or the same, is no contradiction.
+        several: They were told for several spectra, not for this one.
+
+    Raises:
+        ValueError: They differ, and were told for this one alone.
+    """
+    differing: list[tuple[str, str, str, str]] = []  # its own; what was told; how that, alone, is refused
+    if told.medium is not None and told.medium != own.medium:
+        its = f"whose wavelengths are in {own.medium}"
+        differing.append((f"medium, {own.medium}", f"medium={told.medium!r}", its, "leave that out"))
+    if (unit := told.wavelength_unit) is not None and not any(same_unit(unit, one) for one in own.units):
+        its = f"whose wavelengths are in {own.units[0]}"
+        differing.append((f"unit, {own.units[0]}", f"wavelength_unit={unit!r}", its, "leave that out"))
+    if (shift := told.shift) is not None and own.redshift is not None and not same_shift(shift, 1 + own.redshift):
+        speed = (shift - 1) * SPEED_OF_LIGHT
+        came, z = f"a velocity of {speed:.4g} km/s", f"redshift, {_spoken(own.redshift)}"
+        if own.redshift == 0:
+            its = "which is read at rest already"
+            differing.append(("frame, at rest", came, its, "leave that out, or it would be taken out twice"))
+        else:
+            instead = f"reader={{'velocity': {speed:.6g}}} (--option velocity={speed:.6g})"
+            advice = f"leave that out, or put it in the place of the file's own with {instead}"
+            differing.append((z, came, f"which tells its own {z}", advice))
+    if differing and not several:
+        _, came, its, advice = differing[0]
+        raise ValueError(f"{what}, {its}, but {came} was told; {advice}.")
+    return tuple(
+        f"its own {mine}, was used, not {came}, which was told for those that do not tell theirs"
+        for mine, came, *_ in differing
+    )
+
+
+def _spoken(redshift: float) -> str:
+    return f"{redshift:.4g} ({redshift * SPEED_OF_LIGHT:.2f} km/s)"
+
+
+def _told_and_options(
+    conventions: Conventions, used: frozenset[str] = frozenset()
+) -> tuple[Conventions, dict[str, Any]]:
+    """What was told, and options for a reader: those that say what `Conventions` say, and that it has no use for, are
+    among the former.
+
+    Raises:
+        ValueError: Another frame than `rest`.
+    """
+    options = dict(conventions.reader)
+    same = ("medium", "wavelength_unit", "velocity", "frame", "bad_pixel")
+    said = {name: options.pop(name) for name in same if options.get(name) is not None and name not in used}
+    if (frame := said.pop("frame", None)) not in (None, "rest"):
+        raise ValueError(f"frame must be 'rest', got {frame!r}. Give velocity= for any other frame.")
+    if frame == "rest":
+        said.setdefault("velocity", 0.0)
+    if conventions.shift is not None:
+        said.pop("velocity", None)
+    said = {name: value for name, value in said.items() if getattr(conventions, name) is None}
+    return replace(conventions, reader={}, **said), options
+
+
+def _velocity(told: Conventions) -> float | None:
+    """km/s, of velocity or redshift."""
+    return None if told.shift is None else (told.shift - 1.0) * SPEED_OF_LIGHT
+
+
+def read_file(path: Path, conventions: Conventions, several: bool = False) -> tuple[Spectrum, tuple[str, ...]]:
     """The spectrum of a file, and what was assumed.
 
-    A format that says medium, frame and resolution itself is believed; a velocity for one that is at rest is refused.
+    Args:
+        conventions: What files do not tell. What one tells itself counts, see there.
+        several: They were told for several files, not for this one alone.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read.
+        ValueError: It cannot be read; or it tells itself otherwise than was told for it alone.
     """
-    options, shift = dict(conventions.reader), conventions.shift
-    velocity = None if shift is None else (shift - 1.0) * SPEED_OF_LIGHT
-    told = conventions.medium or conventions.wavelength_unit or velocity is not None
     text = path.is_file() and is_text(path)
-    found = None if text or not told else _recognise(path)
-    if text or (told and found is None):
-        return _read_foreign(path, conventions, by_columns=text and "file_format" not in options and not is_ecsv(path))
+    file = None if text else _opened(path, conventions)
+    found = None if file is None else recognise(file)
+    if found is None or file is None:
+        by_columns = text and "file_format" not in conventions.reader and not is_ecsv(path)
+        return _read_foreign(path, conventions, several, text, by_columns)
+    told, options = _told_and_options(conventions, found.options)
+    own, replaced = _own_of(found, file), options.get("velocity")
     notes: tuple[str, ...] = ()
-    if found is not None:
-        if velocity is not None and "velocity" not in found.options:
-            raise ValueError(
-                f"{path}: is {found.name}, which is read at rest already, so a velocity or redshift would be taken out "
-                "twice; leave it out."
+    if replaced is not None:
+        options["velocity"] = replaced = number_of("velocity", replaced)
+        told = replace(told, velocity=None, redshift=None)
+        if own.redshift is not None and not same_shift(1 + own.redshift, 1 + replaced / SPEED_OF_LIGHT):
+            notes = (
+                f"its own redshift, {_spoken(own.redshift)}, was replaced by the reader's option velocity, "
+                f"{replaced:.4g} km/s",
             )
-        options |= {} if velocity is None else {"velocity": velocity}
-        notes = tuple(
-            f"{name}={getattr(conventions, name)!r} was not used, since {found.name} files tell it themselves"
-            for name in ("medium", "wavelength_unit")
-            if getattr(conventions, name) is not None
-        )
-    return _with_resolving_power(read_spectrum(path, **options), conventions, notes)
+    elif own.redshift is None and (velocity := _velocity(told)) is not None:
+        options["velocity"] = velocity
+    notes += _own_counts(f"{path}: is {found.name}", own, told, several)
+    options.pop("check_sums", None)
+    if not set(options) <= found.options:
+        read_spectrum(path, **options)  # which refuses them, and says what the format takes
+    return _with_resolving_power(found.read(path if found.by_path else file, **options), told, notes)
 
 
-def _read_foreign(path: Path, conventions: Conventions, by_columns: bool) -> tuple[Spectrum, tuple[str, ...]]:
-    """A file that tells neither medium nor frame: columns of text, or whatever specutils knows."""
-    options = dict(conventions.reader)
-    medium = conventions.medium or options.pop("medium", None)
-    shift, frame = conventions.shift, options.pop("frame", None)
-    velocity = options.pop("velocity", None) if shift is None else (shift - 1.0) * SPEED_OF_LIGHT
-    if velocity is None and frame == "rest":
-        velocity = 0.0
-    unit = conventions.wavelength_unit or options.pop("wavelength_unit", None)
-    if medium is None or velocity is None:
+def _opened(path: Path, conventions: Conventions) -> FitsFile | None:
+    """A FITS file; None = it is none, but a VOTable, or something was told of it that specutils may need.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged; or it is no FITS file, and nothing was told that could help.
+    """
+    try:
+        return open_fits(path, conventions.reader.get("check_sums", True))
+    except ValueError as error:
+        told, _ = _told_and_options(conventions)
+        helps = told.medium or told.wavelength_unit or told.shift is not None
+        if "it is no FITS file" in str(error) and (helps or is_votable(path)):
+            return None
+        raise
+
+
+def _read_foreign(
+    path: Path, conventions: Conventions, several: bool, text: bool, by_columns: bool
+) -> tuple[Spectrum, tuple[str, ...]]:
+    """A file of no survey that is known: columns of text, which tell neither medium nor frame, or another, which may
+    tell one of them."""
+    told, options = _told_and_options(conventions)
+    missing = [told.medium is None, told.shift is None]
+    if any(missing) if text else all(missing):
         raise ValueError(
             f"{path}: does not tell whether its wavelengths are in air or vacuum, nor the star's velocity; pass "
-            "medium='vacuum' or 'air', and velocity= (km/s, positive = receding; 0 if it is at rest) or redshift=. Got "
-            f"medium={medium!r}, velocity={conventions.velocity!r}, redshift={conventions.redshift!r}."
+            "medium='vacuum' or 'air' (--medium), and velocity= (--velocity; km/s, positive = receding; 0 if it is at "
+            f"rest) or redshift=. Got medium={told.medium!r}, velocity={told.velocity!r}, redshift={told.redshift!r}."
         )
     if by_columns:
         if unknown := sorted(set(options) - {"star_id"}):
             raise ValueError(f"{path}: is a text of columns, whose reader has no use for {', '.join(unknown)}.")
-        told = replace(conventions, medium=medium, velocity=velocity, redshift=None, wavelength_unit=unit, reader={})
         columns, notes = read_text_columns(path)
         given = given_of(columns, "file", told)
+        unit = getattr(given.wavelength, "unit", None) or given.told.wavelength_unit
+        if unit and several:
+            notes += _own_counts(f"{path}: is a text", _Own(str(told.medium), (str(unit),), None), told, several)
+            told = replace(told, wavelength_unit=None)
         return spectrum_of(replace(given, notes=(*notes, *given.notes)), told, options.get("star_id") or path.stem)
-    options |= {"medium": medium, "velocity": velocity} | ({} if unit is None else {"wavelength_unit": unit})
-    options.setdefault("star_id", path.stem)
-    return _with_resolving_power(read_spectrum(path, **options), conventions)
-
-
-def _recognise(path: Path) -> Any:
-    """The format, if it is one of those read here; what is no FITS file is none."""
-    try:
-        return recognise(path)
-    except ValueError as error:
-        if "it is no FITS file" in str(error):
-            return None
-        raise
+    more = {name: getattr(told, name) for name in ("medium", "wavelength_unit", "bad_pixel")}
+    more |= {"velocity": _velocity(told)}
+    options |= {name: value for name, value in more.items() if value is not None}
+    spectrum, notes = read_with_notes(path, default_name=path.stem, **options)
+    return _with_resolving_power(spectrum, told, notes)
 
 
 # ---------------------------------------------------------------- arrays and mappings
@@ -559,14 +685,11 @@ def _text(value: Any) -> str | None:
     return value.strip() or None
 
 
-def _number(value: Any) -> float | None:
+def _number(name: str, value: Any) -> float | None:
     """A finite number, or None."""
     if value is None or value is np.ma.masked:
         return None
-    try:
-        number = float(getattr(value, "value", value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"velocity and redshift must be numbers, got {value!r}.") from error
+    number = number_of(name, value)
     return number if np.isfinite(number) else None
 
 
@@ -600,8 +723,8 @@ def given_of(columns: Mapping[str, Any], what: str, conventions: Conventions) ->
     medium = _text(found.get("medium"))
     told = Conventions(
         medium=medium,  # type: ignore[arg-type]  # which Conventions checks
-        velocity=_number(speed_of(found.get("velocity"))),
-        redshift=_number(found.get("redshift")),
+        velocity=_number("velocity", found.get("velocity")),
+        redshift=_number("redshift", found.get("redshift")),
         wavelength_unit=None if hasattr(found["wavelength"], "unit") else _text(found.get("wavelength_unit")),
         bad_pixel=sign,  # type: ignore[arg-type]
     )
@@ -654,6 +777,8 @@ def _mapping_items(source: Mapping[str, Any], conventions: Conventions) -> Itera
         if _package(rows) != "datasets":
             raise TypeError(f"rows must be a Dataset or IterableDataset, got {type(rows).__name__}.")
         return _dataset_items(_split(rows), wavelength, conventions)
+    if (n_rows := _rows_in(source)) is not None:
+        return _row_items(source, n_rows, "slice", conventions)
     known = {name for names in _NAMES.values() for name in names} | set(_LOGARITHMIC)
     found = _columns_named(source)
     if "flux" not in found and "spectrum" not in found:
@@ -672,6 +797,17 @@ def _mapping_items(source: Mapping[str, Any], conventions: Conventions) -> Itera
     if "spectrum" in found or "restframe" in found:
         return iter([_one_item(source, lambda: _given_of_row(source, None, conventions), conventions)])
     return iter([_one_item(source, lambda: given_of(source, "array", conventions), conventions)])
+
+
+def _rows_in(source: Mapping[str, Any]) -> int | None:
+    """How many rows of a dataset a mapping of lists holds, as `dataset[:2]` gives it; None = it is no such mapping."""
+    found = _columns_named(source)
+    if "spectrum" in found:
+        nested = found["spectrum"]
+        first = next((one for one in nested if one is not None), None) if isinstance(nested, (list, tuple)) else None
+        per_row = isinstance(first, Mapping) and _holds_arrays([_columns_named(first).get("flux")])
+        return len(nested) if per_row else None
+    return len(found["flux"]) if "restframe" in found and _holds_arrays(found.get("flux")) else None
 
 
 # ---------------------------------------------------------------- tables
@@ -737,14 +873,21 @@ def _table_items(table: _Table, conventions: Conventions) -> Iterator[_Item]:
 
 
 def _row_items(columns: Mapping[str, Any], n_rows: int, what: str, conventions: Conventions) -> Iterator[_Item]:
-    """A spectrum per row; a column that is no list is the same for all, and so is a 1-D wavelength."""
+    """A spectrum per row; a column that is no list is the same for all, and so is a 1-D wavelength.
+
+    Args:
+        what: `array`, `table`, or `slice` of a dataset, whose columns have its names.
+    """
     if n_rows == 0:
         raise ValueError(f"the {what} of spectra has no row.")
     by_row: dict[str, Any] = {}
     same: dict[str, Any] = {}
     for name, column in columns.items():
         shared = isinstance(column, str) or not hasattr(column, "__len__") or getattr(column, "shape", None) == ()
-        if name in _PER_PIXEL and what != "table" and not shared and not _holds_arrays(column):
+        if what == "slice":
+            is_grid = "wavelength" in _columns_named({name: column}) and not shared
+            shared |= is_grid and len(column) != n_rows and not _holds_arrays(column)
+        elif name in _PER_PIXEL and what != "table" and not shared and not _holds_arrays(column):
             shared = not (name == "resolving_power" and len(column) == n_rows)
         if not shared and len(column) != n_rows:
             raise ValueError(f"{name} needs one entry for each of {n_rows} spectra, got {len(column)}.")
@@ -755,6 +898,8 @@ def _row_items(columns: Mapping[str, Any], n_rows: int, what: str, conventions: 
             row = same | {name: _entry(column, number) for name, column in by_row.items()}
             place = f"row {number}" if n_rows > 1 else "spectrum"
             make = partial(given_of, row, "row" if what == "table" else what, conventions)
+            if what == "slice":
+                make = partial(_given_of_row, row, None, conventions)
             yield _one_item(row, make, conventions, place)
 
     return items()

@@ -217,6 +217,19 @@ class Rebinning:
         return new_flux, new_good
 
 
+def highest_resolving_power(wavelength: np.ndarray) -> float:
+    """Lambda / FWHM of the narrowest lines that pixels can hold, two to a FWHM (Nyquist), median over the spectrum.
+
+    Args:
+        wavelength: Pixel centres, any order, shape (n_pixels,); Angstrom.
+
+    Returns:
+        NaN of fewer than two different wavelengths.
+    """
+    ordered = np.unique(wavelength[np.isfinite(wavelength)])
+    return float(np.median(ordered[1:] / (2 * np.diff(ordered)))) if ordered.size > 1 else np.nan
+
+
 def rebin(
     wavelength: np.ndarray, flux: np.ndarray, good: np.ndarray, new_wavelength: np.ndarray, min_coverage: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:

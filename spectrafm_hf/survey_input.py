@@ -30,7 +30,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from .builders.build import MANIFEST_FILE
 from .builders.grids import read_wavelength_grid
 from .builders.parquet_layout import ROW_GROUP, sha256_of
-from .hub import attempt, check_dataset, explained, revision_of
+from .hub import HubError, attempt, check_dataset, explained, revision_of
 from .readers.pixel_flags import trusted
 from .readers.star_names import normalise_star_name
 from .sources import OWN_COLUMNS, Conventions, Reading, read_source, spectrum_files
@@ -113,7 +113,13 @@ def open_survey(
             return open_dataset(str(folder), conventions, config, split, revision)
         survey = Files.of_folder(folder, paths, conventions)
     elif not Path(source).is_absolute() and len(Path(source).parts) <= 2:
-        return open_dataset(str(source), conventions, config, split, revision)
+        try:
+            return open_dataset(str(source), conventions, config, split, revision)
+        except (HubError, FileNotFoundError) as error:  # more often a path with a slip in it than a dataset
+            raise type(error)(
+                f"there is no file or folder {written(str(source))} here ({Path.cwd()}), and no dataset of that name "
+                f"can be had from the Hub: {error}"
+            ) from error
     else:
         raise FileNotFoundError(
             f"nothing is at {source}; give a folder of spectra, a list of files, or a dataset (a folder of Parquet, or "
@@ -137,6 +143,15 @@ def _holds_data(folder: Path, left_out: set[Path]) -> bool:
 # ---------------------------------------------------------------- files
 
 
+def written(text: str) -> str:
+    """Text as a file in UTF-8 can hold it, with what is no character of it as backslash escapes.
+
+    A name on disk is a row of bytes, and those that are not UTF-8 come to Python as lone surrogates: the byte FF is
+    written as `\\udcff`, and Python opens the file under what that stands for.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class Files:
     """One spectrum per file.
@@ -144,7 +159,7 @@ class Files:
     Attributes:
         place: The folder, or how many files.
         paths: Absolute, in the order of the rows.
-        names: Of the rows: relative to the folder, or as given.
+        names: Of the rows: relative to the folder, or as given; see `written`.
         conventions: What the files do not tell.
         identity: Hash of names, sizes and times of change.
     """
@@ -181,11 +196,13 @@ class Files:
         for name, path in zip(names, paths, strict=True):
             try:
                 about = path.stat()
-                listing.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-            except OSError:  # of a list: a row with that as its reason
-                listing.update(f"{name}\0missing\n".encode())
+                state = f"{about.st_size}\0{about.st_mtime_ns}"
+            except (OSError, ValueError):  # of a list: a row with that as its reason
+                state = "missing"
+            listing.update(f"{name}\0{state}\n".encode("utf-8", "surrogatepass"))
+        place = written(place)
         identity = {"input": place, "input hash": listing.hexdigest(), "input rows": len(paths)}
-        return cls(place, tuple(paths), tuple(names), conventions, identity)
+        return cls(place, tuple(paths), tuple(map(written, names)), conventions, identity)
 
     @property
     def length(self) -> int:
@@ -194,7 +211,8 @@ class Files:
     def read(self, start: int, stop: int) -> Iterator[Reading]:
         for name, path in zip(self.names[start:stop], self.paths[start:stop], strict=True):
             (reading,) = read_source(path, self.conventions) if path.is_file() else (missing(path),)
-            yield replace(reading, name=name)
+            reason = None if reading.reason is None else written(reading.reason)
+            yield replace(reading, name=name, reason=reason, assumed=tuple(map(written, reading.assumed)))
 
 
 def missing(path: Path) -> Reading:

@@ -4,7 +4,9 @@ import gc
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
+import runpy
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -188,15 +190,42 @@ def on_ranks(fresh, work, *arguments, n_ranks=2, timeout=300):
     assert [process.exitcode for process in ranks] == [0] * n_ranks, said
 
 
+def as_main(script, arguments, home):
+    """The process of `run_script`."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        with (home / name).open("wb") as stream:
+            os.dup2(stream.fileno(), number)
+    sys.argv = [script, *arguments]
+    (runpy.run_path if script.endswith(".py") else runpy.run_module)(script, run_name="__main__")
+
+
+def run_script(fresh, script, *arguments, home, timeout=120):
+    """Exit code, standard output and standard error of `python SCRIPT ...`, or of `python -m` and a module.
+
+    Args:
+        fresh: The fixture `fresh_processes`.
+        script: Path of a file, or a module's dotted name.
+        arguments: Further words of the command.
+        home: Folder for what it says.
+        timeout: Seconds.
+    """
+    process = fresh.Process(target=as_main, args=(str(script), [str(one) for one in arguments], home))
+    process.start()
+    process.join(timeout)
+    process.kill()  # nothing, where it has ended
+    process.join()
+    return process.exitcode, *((home / name).read_text() for name in ("stdout", "stderr"))
+
+
 @pytest.fixture(scope="session")
 def fresh_processes():
     """Begins processes that have imported what they need, and nothing else has happened in them.
 
-    A new Python would import it again, for several seconds each.
+    A new Python would import it again, for several seconds each. The command line comes first, as in its own Python.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["spectrafm_hf.stages", "spectrafm_hf.catalogue", "spectrafm_hf.readers.mangadap_wheel"]
+        ["spectrafm_hf.cli", "spectrafm_hf.stages", "spectrafm_hf.catalogue", "spectrafm_hf.readers.mangadap_wheel"]
     )
     multiprocessing.forkserver.ensure_running()
     return context
@@ -240,14 +269,19 @@ def fake_library():
     return Library("miles", spectra, SelectionReport(len(spectra), ()))
 
 
-@pytest.fixture
-def use_fake_library(monkeypatch, fake_library):
-    """`load_library` gives the fake stars, to the stages and to the transfer."""
+def patched_library(patch, library):
+    """From now on `load_library` gives this one, to the stages and to the transfer."""
 
     def load(name, split=None, **kwargs):
         assert name == "miles"
-        return fake_library if split is None else Library("miles", fake_library.split(split), fake_library.report)
+        return library if split is None else Library("miles", library.split(split), library.report)
 
-    monkeypatch.setattr("spectrafm_hf.stage_data.load_library", load)
-    monkeypatch.setattr("spectrafm_hf.transfer.load_library", load)
+    patch.setattr("spectrafm_hf.stage_data.load_library", load)
+    patch.setattr("spectrafm_hf.transfer.load_library", load)
+
+
+@pytest.fixture
+def use_fake_library(monkeypatch, fake_library):
+    """`load_library` gives the fake stars."""
+    patched_library(monkeypatch, fake_library)
     return fake_library

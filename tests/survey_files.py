@@ -401,3 +401,76 @@ def write_astra_allstar(path: Path, n_stars: int = 4, columns: Mapping[str, np.n
     boss.header["INSTRMNT"], apogee.header["INSTRMNT"] = "BOSS", "APOGEE"
     fits.HDUList([fits.PrimaryHDU(), boss, apogee]).writeto(path, overwrite=True, checksum=True)
     return path
+
+
+# ---------------------------------------------------------------- files of no survey that is read here
+
+SODIUM = (5889.951, 5891.583)
+"""Na I D2 in air and in vacuum, Angstrom (NIST)."""
+
+
+def with_sodium(wavelength: np.ndarray, center: float = SODIUM[0]) -> np.ndarray:
+    """A continuum of 1 with one line."""
+    return 1 - 0.5 * np.exp(-0.5 * ((wavelength - center) / 1.5) ** 2)
+
+
+def write_axis(path: Path, first: float, step: float, flux: np.ndarray, **words: Any) -> Path:
+    """A 1-D image with CRVAL1, CDELT1 and other words."""
+    hdu = fits.PrimaryHDU(flux)
+    update(hdu.header, {"CRVAL1": first, "CDELT1": step, "CRPIX1": 1, **words})
+    hdu.writeto(path, overwrite=True, checksum=True)
+    return path
+
+
+def write_eso(
+    path: Path,
+    ucd: str | None = "em.wl;obs.atmos",
+    unit: str | None = "angstrom",
+    fluxes: Sequence[str] = ("FLUX", "FLUX_REDUCED"),
+    main: str = "FLUX",
+    utypes: bool = True,
+    primary: Mapping[str, Any] | None = None,
+    n: int = 400,
+) -> Path:
+    """An ESO Science Data Product: one row of arrays. The main flux is 1 outside the line, any other 1,000 times that.
+
+    The error of a flux is a hundredth of its continuum, and pixels 3 and 4 are flagged in QUAL.
+    """
+    axis = 5800.0 + 0.5 * np.arange(n)
+    scale = {"angstrom": 1.0, "nm": 0.1, None: 1.0}[unit]
+    table = [("WAVE", "D", unit, scale * axis, "spec:Data.SpectralAxis.Value", ucd)]
+    for name in fluxes:
+        factor = 1.0 if name == main else 1000.0
+        units = "erg.cm**(-2).s**(-1).angstrom**(-1)" if name == main else "adu"
+        extra = ";meta.main" if name == main else ""
+        prefix = "spec" if name == main else "eso"
+        flux, error = factor * with_sodium(axis), np.full(n, 0.01 * factor)
+        table.append((name, "E", units, flux, f"{prefix}:Data.FluxAxis.Value", f"phot.flux.density;em.wl{extra}"))
+        uname, uucd = f"{prefix}:Data.FluxAxis.Accuracy.StatError", f"stat.error;phot.flux.density;em.wl{extra}"
+        table.append((name.replace("FLUX", "ERR"), "E", units, error, uname, uucd))
+    quality = np.isin(np.arange(n), (3, 4)).astype(np.int32)
+    table.append(("QUAL", "J", None, quality, "spec:Data.FluxAxis.Accuracy.QualityStatus", "meta.code.qual"))
+    columns = [fits.Column(name, f"{n}{kind}", unit=u, array=array[None]) for name, kind, u, array, _, _ in table]
+    hdu = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
+    update(hdu.header, {"VOCLASS": "SPECTRUM V2.0", "VOPUB": "ESO/SAF", "NELEM": n, "APERTURE": 0.0003})
+    if utypes:
+        for number, (*_, utype, word) in enumerate(table, start=1):
+            update(hdu.header, {f"TUTYP{number}": utype, f"TUCD{number}": word})
+    head = fits.PrimaryHDU()
+    words = {"ORIGIN": "ESO", "TELESCOP": "ESO-VLT-U2", "INSTRUME": "UVES", "OBJECT": "HD 9138", "SNR": 87.5}
+    words |= {"PRODCATG": "SCIENCE.SPECTRUM", "SPECSYS": "TOPOCENT", "SPEC_RES": 42310.0, "RA": 22.5464, "DEC": 6.1438}
+    update(head.header, words | dict(primary or {}))
+    fits.HDUList([head, hdu]).writeto(path, overwrite=True, checksum=True)
+    return path
+
+
+def write_spspec(path: Path, n: int = 3849) -> Path:
+    """SDSS's spSpec: rows of flux, continuum-subtracted flux, error, mask and another; a line at `SODIUM` in vacuum."""
+    axis = 10 ** (3.58 + 1e-4 * np.arange(n))
+    flux = with_sodium(axis, SODIUM[1])
+    rows = np.stack([flux, flux - 1, np.full(n, 0.02), np.arange(n) < 3, np.zeros(n)]).astype(np.float32)
+    hdu = fits.PrimaryHDU(rows)
+    words = {"TELESCOP": "SDSS 2.5-M", "FIBERID": 12, "COEFF0": 3.58, "COEFF1": 1e-4, "CRVAL1": 3.58, "CD1_1": 1e-4}
+    update(hdu.header, words | {"CRPIX1": 1, "DC-FLAG": 1, "CTYPE1": "LINEAR", "NAME": "HD 9138"})
+    hdu.writeto(path, overwrite=True, checksum=True)
+    return path

@@ -205,7 +205,7 @@ def test_rows_of_a_task_come_from_its_chunks_alone(tmp_path):
 
 def command(output: Path, *options: str) -> None:
     """In a process of its own: `spectrafm build synthetic`."""
-    sys.argv = ["spectrafm", "build", "synthetic", "--n", "2048", "--shards", "8", "--output", str(output), *options]
+    sys.argv = ["spectrafm", "build", "synthetic", "--n", "1024", "--shards", "4", "--output", str(output), *options]
     cli.main()
 
 

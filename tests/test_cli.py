@@ -3,12 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_script
 from typer.testing import CliRunner
 
 from spectrafm_hf import cli
@@ -58,13 +58,11 @@ def test_errors_are_one_sentence_and_two(arguments, message, tmp_path, monkeypat
     assert told[0].startswith(message)
 
 
-def test_as_a_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "spectrafm_hf.cli", "build", "synthetic"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "--output" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_as_a_command(tmp_path, fresh_processes):
+    code, _, complaints = run_script(fresh_processes, "spectrafm_hf.cli", "build", "synthetic", home=tmp_path)
+    assert code == 2
+    assert "--output" in complaints
+    assert "Traceback" not in complaints
 
 
 def test_reader_options():
@@ -92,6 +90,16 @@ def asked(*arguments):
 def broken(tmp_path):
     path = tmp_path / "broken.fits"
     path.write_bytes(b"SIMPLE  =                    T" + b" " * 50)
+    return path
+
+
+def text_with_mask(folder, good=0):
+    """A star of columns, its mask in the last one."""
+    wavelength = np.arange(5000.0, 5600.0)
+    flux = 1 - 0.3 * np.exp(-0.5 * ((wavelength - 5270) / 3) ** 2)
+    rows = "\n".join(f"{w:.1f} {f:.4f} {good}" for w, f in zip(wavelength, flux, strict=True))
+    path = folder / "star.txt"
+    path.write_text(f"wavelength flux mask\n{rows}\n")
     return path
 
 
@@ -129,16 +137,42 @@ def test_predict_for_machines_and_a_bad_file_among_good_ones(broken):
         (["nowhere.fits"], "error: .*nowhere.fits"),
         (["BROKEN"], "^error: .*broken.fits"),
         (["EXAMPLE", "--labels", "c_fe"], "error: this model predicts teff, .*not c_fe"),
-        (["EXAMPLE", "--velocity", "12"], "read at rest already"),
+        (["EXAMPLE", "--velocity", "12"], "read at rest already, but a velocity of 12 km/s was told"),
         (["EXAMPLE", "--medium", "water"], "'water' is not one of"),
+        (["EXAMPLE", "--bad-pixel", "True"], "'True' is not one of 'True is bad', 'True is good'"),
+        (["TEXT"], r"pass medium='vacuum' or 'air' \(--medium\), and velocity= \(--velocity; .*0 if it is at rest"),
+        (["TEXT", "--medium", "vacuum", "--velocity", "0"], r"bad_pixel='True is good' \(--bad-pixel\)"),
         ([], "what is to be read"),
     ],
 )
 def test_predict_ends_with_1_where_nothing_is_read(arguments, message, broken):
-    places = {"BROKEN": broken, "EXAMPLE": example("h-band-dwarf")}
+    places = {"BROKEN": broken, "EXAMPLE": example("h-band-dwarf"), "TEXT": text_with_mask(broken.parent)}
     result = asked(*(places.get(one, one) for one in arguments))
     assert result.exit_code == 1, result.output
     assert re.search(message, result.output.replace("\n", " "))
+
+
+def test_predict_is_told_the_sign_of_a_mask(tmp_path):
+    told = ("--medium", "vacuum", "--velocity", "0", "--labels", "teff", "--json")
+    for good, sign, other in ((0, "True is bad", "True is good"), (1, "True is good", "True is bad")):
+        path = text_with_mask(tmp_path, good)
+        result = asked(path, *told, "--bad-pixel", sign)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["wavelength_range"] == [5000.0, 5599.0]
+        assert asked(path, *told, "--bad-pixel", other).exit_code == 1  # all are bad
+
+
+def test_predict_reads_surveys_mixed_in_a_folder(tmp_path):
+    for name in ("h-band-dwarf", "optical-solar-like"):
+        shutil.copy(example(name), tmp_path)
+    text_with_mask(tmp_path)
+    told = ("--medium", "vacuum", "--velocity", "0", "--bad-pixel", "True is bad", "--labels", "teff, logg")
+    result = asked(tmp_path, *told)
+    assert result.exit_code == 0, result.output
+    kept = "its own redshift, 8.006e-05 (24.00 km/s), was used, not a velocity of 0 km/s, which was told"
+    assert f"assumed of optical-solar-like.fits: {kept}" in result.output.replace("\n", " ")
+    assert asked(example("optical-solar-like"), *told).exit_code == 1
+    assert asked(example("optical-solar-like"), "--option", "velocity=0").exit_code == 0
 
 
 def test_predict_draws(tmp_path, broken):
@@ -151,6 +185,7 @@ def test_predict_draws(tmp_path, broken):
 def test_predict_has_examples():
     output = asked("--help").output
     assert "spectrafm predict spectra/ --json" in output
+    assert "'True is bad' or 'True is good'" in output
     assert "Ends with 0 if all spectra were read, 2 if some were not" in output
 
 
@@ -258,6 +293,10 @@ def test_similar_finds_the_star_itself(tmp_path):
     assert (nearest["neighbour"], other["neighbour"]) == ("h-band-dwarf.fits", "h-band-red-giant.fits")
     assert nearest["distance"] < 0.01 * other["distance"]
     assert nearest["teff"] == pytest.approx(nearest["neighbour_teff"], rel=1e-5)
+    text = text_with_mask(tmp_path)
+    told = ("similar", text, "--catalogue", catalogue, "-n", "1", "--medium", "vacuum", "--velocity", "0", "--json")
+    assert "(--bad-pixel)" in run(*told).output + str(run(*told).exception)
+    assert run(*told, "--bad-pixel", "True is bad").exit_code == 0
     shown = run(*asked, "-n", "1")
     assert re.search(r"1 .*h-band-dwarf\.fits .*0\.000", shown.output)
     assert "Teff" in shown.output

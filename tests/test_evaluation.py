@@ -108,7 +108,14 @@ def test_stars_without_labels_or_spectra_are_told(folder, labeller, tmp_path):
     known = known_from_folder(FolderConfig(folder=folder.folder, table=str(broken)), labeller.labels)
     with pytest.raises(ValueError, match=r"not one star .* was answered \(broken.fits: "):
         evaluate(known, labeller, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_a_star_is_read(folder, labeller, tmp_path):
+    known = known_from_folder(folder, labeller.labels)
+    with pytest.raises(OSError, match=r"the folder .*stars.csv/out cannot be written \(Not a directory\); choose"):
+        evaluate(known, labeller, tmp_path / "stars.csv" / "out")
+    assert len(list(known.readings)) == 4
 
 
 def test_as_a_command(folder, dataset, tmp_path):

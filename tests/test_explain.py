@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import PATCH_SIZE, random_batch, tiny_extractor, tiny_model
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
-from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction
+from spectrafm_hf import SpectraFMConfig, SpectraFMFeatureExtractor, SpectraFMForLabelPrediction, cli
 from spectrafm_hf.explain import (
     CONTROL_REACH,
     MeanByWavelength,
@@ -329,7 +330,7 @@ def trained(survey):
     architecture = {"hidden_size": 32, "encoder_heads": [2], "encoder_sizes": [64], "decoder_heads": [2]}
     architecture |= {"decoder_sizes": [64], "encoding_size": 32, "shortest_period": 8.0, "longest_period": 1000.0}
     model = SpectraFMForLabelPrediction(SpectraFMConfig(label_names=LABELS, patch_size=16, **architecture)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=N_STEPS)
     for _ in range(N_STEPS):
         chosen = torch.randint(0, len(flux), (64,), generator=torch_rng)
@@ -422,6 +423,31 @@ def test_results_are_json_and_figures_are_drawn(found, tmp_path):
     for path in found.save_figures(tmp_path / "figures"):
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size > 20_000
+
+
+def test_lines_may_be_hidden_in_fewer_stars_than_are_asked(trained, survey, capfd):
+    """Of each kind as many; what hides nothing is that of all stars."""
+    every, few = (explain(*trained, survey, n_stars=6, n_draws=2, n_hidden=n, progress=True) for n in (None, 2))
+    assert (every.n_stars, every.occlusion.n_stars) == (12, 12)
+    assert (few.n_stars, few.occlusion.n_stars) == (12, 4)
+    for name in ("sensitivity", "response", "depth"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(every, name))
+    row, column = LABELS.index("mg_fe"), few.occlusion.elements.index("Mg")
+    assert few.occlusion.excess[row, column] > 0
+    assert few.occlusion.moved[row, column] != every.occlusion.moved[row, column]
+    assert "elsewhere; 4 stars" in few.report()
+    bars = capfd.readouterr().err
+    n_elements = len(few.occlusion.elements)
+    for n_hidden in (12, 4):  # what is announced is done: lines and 2 controls; attention, slope and 6 abundances
+        n = n_hidden * (1 + 3 * n_elements) + 12 * (2 + 2 * 6)
+        assert f" {n}/{n} [" in bars
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_else(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    said = CliRunner().invoke(cli.app, ["explain", "no/such/model", "--output", str(tmp_path / "file/x")])
+    assert isinstance(said.exception, OSError)
+    assert f"the folder {tmp_path}/file/x cannot be written" in str(said.exception)
 
 
 def test_impossible_questions_are_refused(trained, survey):

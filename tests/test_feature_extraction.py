@@ -655,3 +655,22 @@ def test_an_extractor_is_told_in_a_line():
     assert told.startswith("SpectraFMFeatureExtractor(teff, logg, fe_h; ")
     assert "vacuum Angstrom" in told
     assert len(told) < 200
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_gap_filled_up_with_zeros_is_a_gap(shuffled):
+    """A tenth of the pixels, far from most of them; single zeros, as of clipped noise, are flux."""
+    extractor = tiny_extractor()
+    rng = np.random.default_rng(4)
+    wavelength = np.linspace(*extractor.wavelength_range, 2000)
+    flux = 1 + 0.1 * rng.standard_normal(2000)
+    filled = np.zeros(2000, dtype=bool)
+    filled[700:900] = True
+    filled[1500] = True  # alone
+    dark = np.where(filled, 0.0, flux)
+    order = rng.permutation(2000) if shuffled else np.arange(2000)
+    came = extractor.place(dark[order], wavelength[order])
+    wanted = extractor.place(dark, wavelength, filled & (wavelength < wavelength[1000]))
+    assert np.array_equal(came.good, wanted.good)
+    assert np.array_equal(came.flux, wanted.flux)
+    assert came.good.sum() < extractor.place(flux, wavelength).good.sum()

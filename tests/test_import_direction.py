@@ -77,7 +77,11 @@ def test_the_package_is_found_and_read():
         ("calibration", {"feature_extraction_spectrafm", "labels", "metrics"}),
         ("optimisation", set()),
         ("answers", set()),
-        ("sources", {"readers.any_file", "readers.in_memory", "readers.miles", "readers.text_columns", "spectra"}),
+        (
+            "sources",
+            {"readers.any_file", "readers.in_memory", "readers.miles", "readers.text_columns", "spectra"}
+            | {"readers.fits_file", "readers.lamost", "readers.votable"},
+        ),
         (
             "survey_input",
             {"builders.build", "builders.grids", "builders.parquet_layout", "hub", "sources", "spectra"}
@@ -86,7 +90,7 @@ def test_the_package_is_found_and_read():
         (
             "catalogue",
             {"builders.build", "builders.parquet_layout", "checkpoints", "hub", "labelling", "sources"}
-            | {"readers.catalogue_file", "survey_input"},
+            | {"builders.ray_cluster", "readers.catalogue_file", "survey_input"},
         ),
         ("similar", {"labelling", "labels", "readers.astropy_table", "readers.catalogue_file", "sources"}),
         (

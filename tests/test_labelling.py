@@ -14,6 +14,7 @@ from astropy import units as u
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
 from conftest import tiny_extractor, tiny_model
+from scipy.ndimage import gaussian_filter1d
 from transformers import pipeline
 
 import spectrafm_hf
@@ -22,7 +23,7 @@ from spectrafm_hf.examples import EXAMPLES, example
 from spectrafm_hf.hub import save_portable
 from spectrafm_hf.labelling import COLUMNS, Labelled, Labeller, as_table
 from spectrafm_hf.sources import Reading, read_source
-from spectrafm_hf.spectra import SPEED_OF_LIGHT, apstar_wavelength
+from spectrafm_hf.spectra import FWHM_TO_SIGMA, SPEED_OF_LIGHT, apstar_wavelength
 from spectrafm_hf.synthesis.apogee import ApogeeSynthesizer
 
 STAR = {"teff": 4800.0, "logg": 2.6, "fe_h": -0.3, "mg_fe": 0.1, "o_fe": 0.1}
@@ -101,6 +102,27 @@ def test_numbers_are_those_of_the_pipeline(labelled, star):
         assert [mine.low68, mine.high68] == pytest.approx(one["interval68"], abs=1e-5 * scale)
         assert [mine.low95, mine.high95] == pytest.approx(one["interval95"], abs=1e-5 * scale)
         assert (mine.calibrated, mine.learned) == (one["calibrated"], one["learned"])
+
+
+@pytest.mark.parametrize("form", ["moving", "air", "specutils", "table", "file"])
+def test_the_pipeline_takes_what_predict_takes(form, star, labeller):
+    source, told = (example("optical-solar-like"), {}) if form == "file" else forms(star)[form]
+    answer = pipeline("stellar-labels", model=str(shipped()))(source, **told)
+    table = predict(source, model=str(shipped()), progress=False, **told)
+    for row in table:
+        assert answer[row["label"]]["value"] == pytest.approx(row["value"], rel=1e-5)
+    assert "; ".join(answer["flags"]) == table["flags"][0]
+    assert "; ".join(answer.get("assumed", [])) == table["assumed"][0]
+
+
+def test_the_pipeline_reads_files_together():
+    reader = pipeline("stellar-labels", model=str(shipped()))
+    paths = [str(example(name)) for name in ("optical-solar-like", "h-band-red-giant")]
+    together = reader(paths, batch_size=2)
+    for path, one in zip(paths, together, strict=True):
+        assert one["teff"]["value"] == pytest.approx(reader(path)["teff"]["value"], rel=1e-5)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        reader("nowhere.fits")
 
 
 def forms(star):
@@ -419,3 +441,25 @@ def test_the_package_is_imported_without_it():
 def test_a_gpu_gives_the_same(reading, labelled):
     (found,) = Labeller(device="cuda").label([reading])
     np.testing.assert_allclose(values(found), values(labelled), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("resolving_power", [None, 22_500.0])
+def test_pixels_too_wide_for_any_trained_resolving_power(labeller, star, resolving_power):
+    """R = 500, three pixels to a FWHM, of which R = 750 could be made at most: no spectrum in training was below 1,800.
+    Told or not, the labels are not to be trusted."""
+    wavelength, flux, _ = star
+    step = np.median(np.diff(np.log(wavelength)))
+    uniform = np.exp(np.arange(np.log(wavelength[0]), np.log(wavelength[-1]), step))
+    blurred = gaussian_filter1d(np.interp(uniform, wavelength, flux), FWHM_TO_SIGMA / 500 / step)
+    width = round(1 / 500 / step / 3)
+    wide = [part[: part.size // width * width].reshape(-1, width).mean(axis=1) for part in (uniform, blurred)]
+    (found,) = labeller.label([a_reading("wide", *wide, resolving_power=resolving_power)])
+    assert "resolution" in found.flag_names
+    (sentence,) = [flag for flag in found.flags if "pixels too wide for a resolving power above" in flag]
+    assert float(sentence.split("above ")[1].split(",")[0]) == pytest.approx(750, rel=0.05)
+
+
+def test_a_resolving_power_that_is_not_told_is_said_to_be_assumed(labeller, star, labelled):
+    (untold,) = labeller.label([a_reading("giant", *star[:2])])
+    assert [sentence for sentence in untold.assumed if "resolving power" in sentence]
+    assert not labelled.assumed

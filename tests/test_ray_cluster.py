@@ -14,7 +14,7 @@ from spectrafm_hf.builders.build import build_dataset
 from spectrafm_hf.builders.ray_cluster import run_on_ray
 from spectrafm_hf.builders.synthetic import SyntheticConfig
 
-N, SHARDS = 4096, 8
+N, SHARDS = 2048, 4
 
 
 class KillOnce(threading.Thread):

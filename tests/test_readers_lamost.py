@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import survey_files as survey
 
-from spectrafm_hf.readers.lamost import read_lamost
+from spectrafm_hf.readers.fits_file import open_fits
+from spectrafm_hf.readers.lamost import own_redshift, read_lamost
 from spectrafm_hf.readers.pixel_flags import LAMOST_PIXMASK
 from spectrafm_hf.spectra import SPEED_OF_LIGHT
 
@@ -38,12 +39,20 @@ def test_lines_come_back_to_rest(tmp_path: Path, layout: str, velocity: float) -
 @pytest.mark.parametrize("z", [None, -9999.0, 0.5, "bad"])
 def test_without_redshift(tmp_path: Path, z: object) -> None:
     path = survey.write_lamost(tmp_path / "a.fits", z=z)  # type: ignore[arg-type]
+    assert own_redshift(open_fits(path)) is None
     with pytest.raises(ValueError, match=r"a\.fits, HDU 0: needs the star's redshift Z .*velocity= \(km/s"):
         read_lamost(path)
     assert read_lamost(path, velocity=0.0).wavelength[0] == pytest.approx(AXIS[0])
     for velocity in (5000.0, np.nan):
         with pytest.raises(ValueError, match="velocity must lie within"):
             read_lamost(path, velocity=velocity)
+
+
+def test_its_reader_s_velocity_replaces_the_header_s(tmp_path: Path) -> None:
+    path = survey.write_lamost(tmp_path / "a.fits", z=8e-5)
+    assert own_redshift(open_fits(path)) == 8e-5
+    assert read_lamost(path, velocity=0.0).wavelength[0] == pytest.approx(AXIS[0], rel=1e-12)
+    assert read_lamost(path).wavelength[0] == pytest.approx(AXIS[0] / (1 + 8e-5), rel=1e-12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -282,6 +282,71 @@ def test_what_cannot_be_compared_is_refused(tiny, tmp_path):
         similar(tiny_star(1), tmp_path / "gone.parquet", model=model)
 
 
+def first_and_second(table):
+    return table["neighbour"].tolist(), np.array(table["neighbour_teff"]), np.array(table["distance"])
+
+
+@pytest.mark.parametrize("faiss", [False, True])
+def test_any_rows_in_any_order_are_a_catalogue(faiss, tiny, tmp_path):
+    """Whoever re-sorts or cuts a catalogue moves its rows; the stars stay who they are."""
+    if faiss:
+        pytest.importorskip("faiss")
+    model, _, path = tiny
+    whole, cut = pq.read_table(path), tmp_path / "cut.parquet"
+    asked = [tiny_star(number) for number in (3, 9, 16)]
+    expected = first_and_second(SimilarStars(path, model).near(asked, n=2))
+    rng = np.random.default_rng(0)
+    orders = {"backwards": np.arange(20)[::-1], "shuffled": rng.permutation(20), "twice": np.repeat(np.arange(20), 2)}
+    for name, order in orders.items():
+        pq.write_table(whole.take(pa.array(order)), cut, row_group_size=7)
+        stars = SimilarStars(cut, model, faiss=faiss)
+        assert stars.n_stars == (order != 2).sum(), name
+        table = stars.near(asked, n=2)
+        names, rows = table["neighbour"].tolist(), np.array(table["row"])
+        assert names == [f"star {order[row]}" for row in rows], name
+        if name == "twice":
+            assert names == np.repeat(["star 3", "star 9", "star 16"], 2).tolist()
+        else:
+            assert names == expected[0], name
+            np.testing.assert_array_equal(table["neighbour_teff"], expected[1], err_msg=name)
+            np.testing.assert_array_equal(table["distance"], expected[2], err_msg=name)
+    pq.write_table(whole.slice(4, 10).drop_columns(["row"]), cut)
+    table = SimilarStars(cut, model, faiss=faiss).near(asked[1], n=10)
+    assert sorted(table["neighbour"]) == sorted(f"star {number}" for number in range(4, 14))
+    assert (table["neighbour"][0], table["row"][0]) == ("star 9", 5)
+
+
+def test_what_a_cut_catalogue_has_lost_is_named(tiny, tmp_path):
+    model, _, path = tiny
+    whole, cut = pq.read_table(path), tmp_path / "cut.parquet"
+    pandas_like = whole["embedding"].combine_chunks().cast(pa.list_(pa.float32()))
+    lists = whole.set_column(whole.schema.get_field_index("embedding"), "embedding", pandas_like)
+    for table, n, message in (
+        (whole.slice(0, 10), 10, r"must be within 1 and 9, the stars of .*, got 10"),
+        (whole.drop_columns(["embedding"]), 1, r"has no column embedding; .* select again and keep them"),
+        (whole.drop_columns(["name", "logg_sigma"]), 1, r"has no column name, logg_sigma; "),
+        (whole.slice(2, 1), 1, r"holds no star: none of its 1 spectra could be read"),
+        (whole.slice(0, 0), 1, r"holds no star: it has no rows"),
+        (whole.replace_schema_metadata(None), 1, r"tells no more by which model .* pandas .*pq\.write_table"),
+        (lists, 1, r"must be lists of 9 numbers each .* got list<"),
+    ):
+        pq.write_table(table, cut)
+        with pytest.raises(ValueError, match=message):
+            similar(tiny_star(1), cut, n, model=model)
+
+
+def test_a_selection_by_astropy_is_a_catalogue(tiny, tmp_path):
+    """Astropy keeps nothing of the file but its own header, in which the model is told too."""
+    model, _, path = tiny
+    table, cut = Table.read(path), tmp_path / "cut.parquet"
+    table.remove_columns([name for name in table.colnames if name.endswith("_learned")])  # None is not for its Parquet
+    table[np.array(table["row"]) > 9][::-1].write(cut, format="parquet")
+    assert read_provenance(cut) == read_provenance(path)
+    found = similar([tiny_star(11), tiny_star(19)], cut, n=1, model=model)
+    assert found["neighbour"].tolist() == ["star 11", "star 19"]
+    assert found["row"].tolist() == [8, 0]
+
+
 def test_a_catalogue_of_no_star_is_refused(tiny, tmp_path):
     survey = written([broken(), broken()], tmp_path / "none")
     path = label_survey(survey, tmp_path / "c.parquet", model=tiny[0], embeddings=True, progress=False).path

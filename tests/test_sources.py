@@ -223,6 +223,9 @@ def test_bare_numbers_are_assumed_in_a_sentence_and_what_is_told_is_not():
         (np.linspace(380, 2400, 400), "looks like nm"),
         (np.log10(WAVELENGTH), r"looks like log10\(Angstrom\), or micron; pass wavelength_unit='log10\(Angstrom\)'"),
         (np.linspace(3.55, 4.02, 400), r"looks like log10\(Angstrom\)"),
+        (np.log(WAVELENGTH), r"looks like the natural logarithm of Angstrom, or micron; .*'ln\(Angstrom\)' or 'um'"),
+        (np.linspace(9.63, 9.74, 400), "looks like the natural logarithm"),  # 15,200 to 17,000 Angstrom
+        (np.linspace(8.0, 13.0, 400), "looks like micron"),
         (np.arange(400), "looks like pixel numbers"),
         (1 + np.arange(400), "looks like pixel numbers"),
         (np.linspace(-300, 300, 400), r"looks like velocities \(km/s\)"),
@@ -234,6 +237,16 @@ def test_bare_numbers_are_assumed_in_a_sentence_and_what_is_told_is_not():
 )
 def test_bare_numbers_that_are_no_angstrom(wavelength, complaint):
     assert re.search(complaint, reason((FLUX, wavelength)))
+
+
+def test_natural_and_decimal_logarithms():
+    for values, unit in (
+        (np.log(WAVELENGTH), "ln(Angstrom)"),
+        (np.log(WAVELENGTH / 10), "ln(nm)"),
+        (np.log10(WAVELENGTH), "log10(Angstrom)"),
+    ):
+        star = spectrum((FLUX, values), wavelength_unit=unit)
+        np.testing.assert_allclose(star.wavelength, WAVELENGTH, rtol=1e-12)
 
 
 def test_the_far_ultraviolet_must_be_told():
@@ -264,6 +277,9 @@ def test_the_far_ultraviolet_must_be_told():
         ((FLUX[:0], WAVELENGTH[:0]), {}, "at least 2 pixels, got 0"),
         ((FLUX * np.nan, WAVELENGTH), {}, "none of its 400 pixels can be trusted: 0 are flagged, 400 have no finite"),
         ((np.ma.MaskedArray(FLUX, True), WAVELENGTH), {}, "400 are flagged"),
+        ((-FLUX, WAVELENGTH), {}, r"none of its 400 good pixels is positive \(they go from -1\.\d+ to -0\.\d+\)\. Was"),
+        ((0 * FLUX, WAVELENGTH), {}, "from 0 to 0.*continuum subtracted"),
+        (Spectrum(WAVELENGTH, -FLUX, BAD, "HD1", "own"), {}, "HD1: the flux must be proportional to light, but none"),
     ],
 )
 def test_refused_with_a_sentence(source, told, complaint):
@@ -287,9 +303,38 @@ def test_conventions_that_can_be_none(told):
         Conventions(**told)
 
 
+def test_what_is_told_may_have_a_unit():
+    told = Conventions(velocity=-12_000 * u.m / u.s, resolving_power=2000 * u.one, wavelength_unit=u.nm)
+    assert (told.velocity, told.resolving_power, told.wavelength_unit) == (-12.0, 2000.0, "nm")
+    assert Conventions(redshift=np.float32(0.001)).redshift == pytest.approx(0.001)
+    assert Conventions(redshift=1e-3 * u.one).shift == 1.001
+    star = spectrum((FLUX, WAVELENGTH / 10), told)
+    np.testing.assert_allclose(star.wavelength, WAVELENGTH / (1 - 12 / SPEED_OF_LIGHT), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [
+        ({"velocity": "12"}, "velocity must be one number of km/s .*; got '12'"),
+        ({"velocity": True}, "velocity must be one number of km/s .*; got True"),
+        ({"velocity": 12 * u.K}, "velocity must be in km/s, got 12.0 K"),
+        ({"velocity": [1.0, 2.0]}, r'got \[1.0, 2.0\]\. For one per spectrum: .*"velocity": \.\.\.'),
+        ({"velocity": np.ma.masked}, "velocity must be one number"),
+        ({"redshift": "0.001"}, "redshift must be one number z, without a unit; got '0.001'"),
+        ({"redshift": 12 * u.km / u.s}, r"got 12.0 km / s\. Is it a velocity\? Pass velocity="),
+        ({"resolving_power": "2000"}, "resolving_power must be one number lambda / FWHM, without a unit; got '2000'"),
+        ({"resolving_power": 5 * u.AA}, "without a unit; got 5.0 Angstrom"),
+        ({"resolving_power": {}}, "got {}"),
+    ],
+)
+def test_what_is_told_must_be_a_number(told, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Conventions(**told)
+
+
 def test_a_mask_has_two_signs():
     parts = {"flux": FLUX, "wavelength": WAVELENGTH}
-    assert "either sign" in reason(parts | {"mask": BAD})
+    assert "pass bad_pixel='True is bad' or bad_pixel='True is good' (--bad-pixel)" in reason(parts | {"mask": BAD})
     np.testing.assert_array_equal(spectrum(parts | {"mask": BAD}, bad_pixel="True is bad").bad_pixel, BAD)
     np.testing.assert_array_equal(spectrum(parts | {"mask": ~BAD}, bad_pixel="True is good").bad_pixel, BAD)
     np.testing.assert_array_equal(spectrum(parts | {"mask": ~BAD * 1}, bad_pixel="True is good").bad_pixel, BAD)
@@ -427,7 +472,10 @@ def test_a_mapping_tells_of_itself():
     np.testing.assert_allclose(reading.spectrum.wavelength, WAVELENGTH, rtol=1e-8)
     assert (reading.name, reading.spectrum.star_id, reading.spectrum.resolving_power) == ("HD 9138", "HD9138", 2000.0)
     assert reading.assumed == ()
-    assert "taken out as well" in reason(parts | told, velocity=3.0)
+    assert "(0.000100069, 30.00 km/s), so the one passed (1.00069e-05, 3.00 km/s) would be taken out as well" in reason(
+        parts | told, velocity=3.0
+    )
+    np.testing.assert_array_equal(spectrum(parts | told, velocity=30.01).wavelength, reading.spectrum.wavelength)
     assert "velocity must lie within" in reason(parts | told | {"velocity": 3e5})
     assert "velocity must be in km/s" in reason(parts | told | {"velocity": 3 * u.K})
     with_unit = parts | told | {"velocity": 30_000.0 * u.m / u.s}
@@ -446,7 +494,9 @@ def test_wrong_keys_are_refused_at_once():
 def test_resolving_power():
     parts = {"flux": FLUX, "wavelength": WAVELENGTH}
     assert spectrum(parts, resolving_power=1800).resolving_power == 1800.0
-    assert spectrum(parts | {"resolving_power": np.full(400, 2000.0)}, resolving_power=1800).resolving_power == 2000.0
+    own = only(parts | {"resolving_power": np.full(400, 2000.0)}, resolving_power=1800)
+    assert own.spectrum.resolving_power == 2000.0
+    assert "resolving_power=1800 was not used, since the array tells 2000" in own.assumed
     varying = only(parts | {"resolving_power": np.linspace(1000, 3000, 400)})
     assert varying.spectrum.resolving_power == pytest.approx(2000.0)
     assert any("goes from 1000 to 3000" in sentence for sentence in varying.assumed)
@@ -456,7 +506,17 @@ def test_a_spectrum_is_at_rest():
     star = Spectrum(WAVELENGTH, FLUX, BAD, "HD1", "own")
     assert only(star).spectrum is star
     assert spectrum(star, resolving_power=900.0).resolving_power == 900.0
+    assert only(star, AT_REST).spectrum is star
+    assert only(star, AT_REST).assumed == ()
     assert "taken out twice" in reason(star, velocity=12.0)
+    assert "HD1: is a Spectrum, whose wavelengths are in vacuum, but medium='air' was told" in reason(
+        star, medium="air"
+    )
+    (among_others,) = read_source([star], Conventions(velocity=12.0))
+    assert among_others.spectrum is star
+    assert among_others.assumed == (
+        "its own frame, at rest, was used, not a velocity of 12 km/s, which was told for those that do not tell theirs",
+    )
 
 
 # ---------------------------------------------------------------- several
@@ -696,10 +756,35 @@ def test_rows_as_our_builders_make_them():
             assert (len(readings), readings[0].name, readings[0].spectrum.ivar) == (2, "HD0", None)
     assert count_source(own_rows()) == 2
     assert "at rest" not in str(read_source(own_rows()))
-    assert "taken out twice" in next(read_source(own_rows(), Conventions(velocity=5.0))).reason
+    assert (
+        "velocity of 5.00 km/s would be taken out twice"
+        in next(read_source(own_rows(), Conventions(velocity=5.0))).reason
+    )
+    assert all(reading.spectrum is not None for reading in read_source(own_rows(), AT_REST))
     assert "wavelengths are in vacuum" in next(read_source(own_rows(), Conventions(medium="air"))).reason
     with pytest.raises(ValueError, match="splits train, test; pass one"):
         read_source(DatasetDict({"train": own_rows(), "test": own_rows()}))
+
+
+def test_a_slice_of_a_dataset_is_its_rows():
+    """`dataset[:2]` is a mapping of lists."""
+    rows = own_rows()
+    for several in (rows[:2], rows.remove_columns("ivar").with_format("numpy")[:2]):
+        assert count_source(several) == 2
+        for one, other in zip(read_source(several), read_source(rows), strict=True):
+            assert (one.name, one.assumed) == (other.name, other.assumed)
+            np.testing.assert_array_equal(one.spectrum.wavelength, other.spectrum.wavelength)
+            np.testing.assert_array_equal(one.spectrum.bad_pixel, other.spectrum.bad_pixel)
+    np.testing.assert_allclose(list(read_source(rows[:2]))[1].spectrum.ivar, list(read_source(rows))[1].spectrum.ivar)
+    assert [reading.name for reading in read_source(rows[1:])] == ["HD1"]
+    assert count_source(rows[0]) == 1
+    np.testing.assert_array_equal(spectrum(rows[0]).wavelength, WAVELENGTH)
+    shared = own_rows(wavelength=False)[:2]
+    assert "the row brings no wavelength" in next(read_source(shared)).reason
+    for reading in read_source(shared | {"wavelength": WAVELENGTH}):
+        np.testing.assert_array_equal(reading.spectrum.wavelength, WAVELENGTH)
+    with pytest.raises(ValueError, match="object_id needs one entry for each of 2 spectra, got 1"):
+        read_source(rows[:2] | {"object_id": ["HD0"]})
 
 
 def test_rows_that_share_a_grid():
@@ -723,6 +808,9 @@ def test_rows_of_multimodaluniverse():
     assert any("as MultimodalUniverse has it" in sentence for sentence in first.assumed)
     assert any("2 of 400 pixels" in sentence for sentence in first.assumed)
     assert "not in the star's rest frame; pass velocity=" in second.reason
+    assert count_source(rows[:2]) == 2
+    of_slice, _ = read_source(rows[:2])
+    np.testing.assert_array_equal(of_slice.spectrum.flux, first.spectrum.flux)
     (alone,) = read_source({"object_id": "c", "spectrum": pixels})
     np.testing.assert_array_equal(alone.spectrum.flux, first.spectrum.flux)
 
@@ -767,19 +855,94 @@ def test_a_folder_by_name_and_without_what_is_no_spectrum(tmp_path):
         read_source(tmp_path / "empty")
 
 
-def test_a_velocity_is_not_taken_out_twice(tmp_path):
-    for name, (file_name, write) in WRITERS.items():
-        (tmp_path / "one").mkdir(exist_ok=True)
-        path = write(tmp_path / "one" / file_name)
-        if name == "LAMOST LRS":  # whose spectra are as observed
-            fast, slow = (spectrum(path, **told) for told in ({"velocity": 100.0}, {"redshift": 0.0}))
-            assert fast.wavelength / slow.wavelength == pytest.approx(1 / (1 + 100 / SPEED_OF_LIGHT), rel=1e-12)
-        else:
-            assert f"is {name}, which is read at rest already" in reason(path, velocity=30.0)
-        told = only(path, medium="air", resolving_power=500.0)
-        assert any("medium='air' was not used" in sentence for sentence in told.assumed)
-        np.testing.assert_array_equal(told.spectrum.wavelength, spectrum(path).wavelength)
-        path.unlink()
+AIR = {"MILES", "STELIB"}
+"""Formats whose files are in air."""
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_a_survey_s_file_tells_counts(tmp_path, name):
+    """Alone it is not contradicted; among others its own is kept, in sentences; what agrees is no contradiction."""
+    path = WRITERS[name][1](tmp_path / WRITERS[name][0])
+    plain = only(path)
+    assert plain.assumed == ()
+    own, other = ("air", "vacuum") if name in AIR else ("vacuum", "air")
+    unit = "um" if name == "IRTF" else "Angstrom"
+    at_rest = {} if name == "LAMOST LRS" else {"velocity": 0.0}
+    agreeing = only(path, medium=own, wavelength_unit=unit, **at_rest)
+    assert agreeing.assumed == ()
+    np.testing.assert_array_equal(agreeing.spectrum.wavelength, plain.spectrum.wavelength)
+    if name != "LAMOST LRS":
+        assert only(path, reader={"frame": "rest", "medium": own}).assumed == ()
+        assert f"is {name}, which is read at rest already, but a velocity of 30 km/s was told" in reason(
+            path, velocity=30.0
+        )
+    assert (
+        f"{path}: is {name}, whose wavelengths are in {own}, but medium={other!r} was told; leave that out"
+        in reason(path, medium=other)
+    )
+    assert f"whose wavelengths are in {unit}, but wavelength_unit='nm' was told" in reason(path, wavelength_unit="nm")
+    told = Conventions(medium=other, velocity=30.0, wavelength_unit="nm", resolving_power=500.0)
+    for (kept,) in (read_source(tmp_path, told), read_source([path], told), read_source(path, told, several=True)):
+        assert kept.spectrum is not None, kept.reason
+        np.testing.assert_array_equal(kept.spectrum.wavelength, plain.spectrum.wavelength)
+        for mine in (
+            f"medium, {own}, was used, not medium={other!r}",
+            f"unit, {unit}, was used, not wavelength_unit='nm'",
+            "was used, not a velocity of 30 km/s",
+        ):
+            assert sum(mine in sentence for sentence in kept.assumed) == 1, kept.assumed
+        assert any("resolving_power=500 was not used" in sentence for sentence in kept.assumed)
+
+
+def test_lamost_s_own_redshift_is_replaced_by_its_reader_s_option_alone(tmp_path):
+    z = 24.0 / SPEED_OF_LIGHT
+    path = survey.write_lamost(tmp_path / "a.fits", z=z)
+    own = spectrum(path)
+    for told in ({"velocity": 24.0}, {"velocity": 24.05}, {"redshift": z}):
+        assert only(path, **told).assumed == ()
+        np.testing.assert_array_equal(spectrum(path, **told).wavelength, own.wavelength)
+    for told in ({"velocity": 0.0}, {"redshift": 0.0}, {"reader": {"frame": "rest"}}):
+        refused = reason(path, **told)
+        assert "tells its own redshift, 8.006e-05 (24.00 km/s), but a velocity of 0 km/s was told" in refused
+        assert "reader={'velocity': 0} (--option velocity=0)" in refused
+    for velocity in (0.0, 0 * u.km / u.s):
+        replaced = only(path, reader={"velocity": velocity})
+        np.testing.assert_allclose(replaced.spectrum.wavelength, own.wavelength * (1 + z), rtol=1e-12)
+        assert replaced.assumed == (
+            "its own redshift, 8.006e-05 (24.00 km/s), was replaced by the reader's option velocity, 0 km/s",
+        )
+    assert "velocity must be one number of km/s" in reason(path, reader={"velocity": "0"})
+    # One that tells none is told.
+    bare = survey.write_lamost(tmp_path / "b.fits", z=-9999.0)
+    assert "Pass velocity= (km/s, positive = receding; --velocity)" in reason(bare)
+    np.testing.assert_allclose(spectrum(bare, velocity=24.0).wavelength, own.wavelength, rtol=1e-12)
+    assert only(bare, velocity=24.0).assumed == ()
+
+
+def test_surveys_mixed_in_a_folder(tmp_path):
+    """Text in vacuum at rest needs a word; those that tell themselves do not mind it."""
+    survey.write_aspcapstar(tmp_path / "a.fits")
+    survey.write_lamost(tmp_path / "b.fits", z=24.0 / SPEED_OF_LIGHT)
+    write_text(tmp_path / "c.txt")
+    (tmp_path / "d.txt").write_text("wavelength[nm] flux\n580 1\n590 1\n600 1\n")
+    alone = [only(tmp_path / "a.fits"), only(tmp_path / "b.fits"), only(tmp_path / "c.txt", AT_REST)]
+    told = {"medium": "vacuum", "velocity": 0.0, "wavelength_unit": "Angstrom"}
+    for conventions in (Conventions(**told), Conventions(reader={"frame": "rest", "medium": "vacuum"})):
+        readings = list(read_source(tmp_path, conventions))
+        assert [reading.reason for reading in readings] == [None] * 4
+        for reading, lone in zip(readings, alone, strict=False):
+            np.testing.assert_array_equal(reading.spectrum.wavelength, lone.spectrum.wavelength)
+        assert readings[3].spectrum.wavelength.tolist() == [5800.0, 5900.0, 6000.0]
+        assert readings[0].assumed == ()
+        assert readings[1].assumed == (
+            "its own redshift, 8.006e-05 (24.00 km/s), was used, not a velocity of 0 km/s, which was told for those "
+            "that do not tell theirs",
+        )
+    readings = list(read_source(tmp_path, Conventions(**told)))
+    assert readings[3].assumed == (
+        "its own unit, nm, was used, not wavelength_unit='Angstrom', which was told for those that do not tell theirs",
+    )
+    assert "come in 'nm', but wavelength_unit='Angstrom' was passed" in reason(tmp_path / "d.txt", **told)
 
 
 def test_the_reader_s_options_reach_it(tmp_path):
@@ -824,6 +987,10 @@ def test_files_that_do_not_tell_must_be_told(tmp_path, name):
     assert only(path).spectrum is None
     if name.startswith("star"):
         assert "does not tell whether its wavelengths are in air or vacuum, nor the star's velocity" in reason(path)
+    untold = reason(path)
+    assert "velocity=" in untold
+    assert "--velocity" in untold
+    assert "frame=" not in untold
     assert "0 if it is at rest" in reason(path, medium="vacuum")
     star = spectrum(path, AT_REST)
     np.testing.assert_allclose(star.wavelength, WAVELENGTH, rtol=1e-9)
@@ -870,6 +1037,13 @@ def test_text_that_is_no_spectrum(tmp_path, text, complaint):
     path = tmp_path / "a.txt"
     path.write_text(text)
     assert complaint in reason(path, AT_REST)
+
+
+def test_a_mask_of_text_has_the_sign_that_is_told(tmp_path):
+    (tmp_path / "a.txt").write_text("wavelength flux mask\n5800 1 0\n5900 1 1\n6000 1 0\n")
+    for sign, bad in (("True is bad", [False, True, False]), ("True is good", [True, False, True])):
+        star = spectrum(tmp_path / "a.txt", replace(AT_REST, bad_pixel=sign))
+        assert star.bad_pixel.tolist() == bad
 
 
 def test_unnamed_columns_are_said(tmp_path):

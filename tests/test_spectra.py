@@ -8,7 +8,9 @@ from spectrafm_hf.spectra import (
     Rebinning,
     Spectrum,
     air_to_vacuum,
+    apogee_wavelength,
     check_wavelength,
+    highest_resolving_power,
     pixel_edges,
     rebin,
     vacuum_to_air,
@@ -252,3 +254,10 @@ def test_rebinning_to_parts_of_pixels_or_whole_ones_keeps_their_values():
     expected[20] = flux[41]  # the good half of it
     assert usable.all()
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_two_pixels_hold_a_line():
+    """0.9 Angstrom at 5,000 Angstrom hold 5000 / 1.8; APOGEE's pixels, of 6e-6 in log10, hold R = 36,000."""
+    assert highest_resolving_power(5000 + 0.9 * np.arange(-5, 6)) == pytest.approx(5000 / 1.8, rel=1e-3)
+    assert highest_resolving_power(apogee_wavelength()[::-1]) == pytest.approx(1 / (2 * 6e-6 * np.log(10)), rel=1e-3)
+    assert np.isnan(highest_resolving_power(np.array([5000.0, 5000.0])))

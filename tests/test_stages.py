@@ -5,7 +5,6 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, WINDOW, random_batch
+from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, WINDOW, random_batch, run_script
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -49,6 +48,8 @@ SYNTHETIC = COMMON | {
     "per_device_train_batch_size": 8,
     "save_steps": 2,
 }
+BRIEF = SYNTHETIC | {"n_spectra": 16, "validations": 0}
+"""Of which it matters only whether it is done."""
 OBSERVED = COMMON | {"stage": "2-observed", "data": "miles", "per_device_train_batch_size": 16}
 FEW_SHOT = OBSERVED | {
     "stage": "3-few-shot",
@@ -88,6 +89,11 @@ def times(folder):
 def parent(tmp_path_factory):
     """Stage 1, in a small way."""
     return run(SYNTHETIC, tmp_path_factory.mktemp("stages") / "1-synthetic")
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    return run(BRIEF, tmp_path_factory.mktemp("stages") / "brief")
 
 
 # ---------------------------------------------------------------- recipes
@@ -244,49 +250,49 @@ def test_training_learns(tmp_path):
     assert np.mean(curve[-2:]) < np.mean(curve[:2]) - 0.2
 
 
-def test_a_stage_that_is_done_is_not_done_again(parent, tmp_path):
-    folder = run(SYNTHETIC, tmp_path / "stage")
+def test_a_stage_that_is_done_is_not_done_again(brief, tmp_path):
+    folder = run(BRIEF, tmp_path / "stage")
     before = times(folder)
-    assert run(SYNTHETIC, tmp_path / "stage") == folder
-    assert run(SYNTHETIC | {"logging_steps": 3}, tmp_path / "stage") == folder
+    assert run(BRIEF, tmp_path / "stage") == folder
+    assert run(BRIEF | {"logging_steps": 3}, tmp_path / "stage") == folder
     assert times(folder) == before
-    assert weights(folder) == weights(parent)  # the same recipe elsewhere gives the same bits
-    run(SYNTHETIC, tmp_path / "stage", again=True)
+    assert weights(folder) == weights(brief)  # the same recipe elsewhere gives the same bits
+    run(BRIEF, tmp_path / "stage", again=True)
     assert times(folder) != before
-    assert weights(folder) == weights(parent)
+    assert weights(folder) == weights(brief)
 
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "preprocessor_config.json", "stage.json"])
-def test_a_stage_that_lost_a_file_is_done_again(parent, tmp_path, damage):
-    folder = shutil.copytree(parent, tmp_path / "stage")
+def test_a_stage_that_lost_a_file_is_done_again(brief, tmp_path, damage):
+    folder = shutil.copytree(brief, tmp_path / "stage")
     (folder / damage).unlink()
-    run(SYNTHETIC, tmp_path / "stage")
+    run(BRIEF, tmp_path / "stage")
     assert (folder / damage).is_file()
-    assert weights(folder) == weights(parent)
+    assert weights(folder) == weights(brief)
 
 
-def test_half_written_record_is_no_record(parent, tmp_path):
-    folder = shutil.copytree(parent, tmp_path / "stage")
+def test_half_written_record_is_no_record(brief, tmp_path):
+    folder = shutil.copytree(brief, tmp_path / "stage")
     (folder / "stage.json").write_text('{"stage": "1-synth')
-    run(SYNTHETIC, tmp_path / "stage")
+    run(BRIEF, tmp_path / "stage")
     assert json.loads((folder / "stage.json").read_text())["stage"] == "1-synthetic"
 
 
-def test_a_changed_recipe_is_done_again(parent, tmp_path):
-    folder = shutil.copytree(parent, tmp_path / "stage")
+def test_a_changed_recipe_is_done_again(brief, tmp_path):
+    folder = shutil.copytree(brief, tmp_path / "stage")
     first = json.loads((folder / "stage.json").read_text())
-    run(SYNTHETIC | {"learning_rate": 2e-3}, tmp_path / "stage")
-    assert weights(folder) != weights(parent)
+    run(BRIEF | {"learning_rate": 2e-3}, tmp_path / "stage")
+    assert weights(folder) != weights(brief)
     second = json.loads((folder / "stage.json").read_text())
     assert first["fingerprint"] != second["fingerprint"]
     assert second["learning_rate"] == 2e-3
-    run(SYNTHETIC, tmp_path / "stage", seed=1)
-    assert weights(folder) != weights(parent)
+    run(BRIEF, tmp_path / "stage", seed=1)
+    assert weights(folder) != weights(brief)
 
 
 def test_a_changed_parent_is_a_changed_recipe(parent, tmp_path):
     child = SYNTHETIC | {"stage": "child", "n_spectra": 16, "model": str(parent)}
-    other_parent = run(SYNTHETIC, tmp_path / "other", seed=1)
+    other_parent = run(BRIEF, tmp_path / "other", seed=1)
     path = written(tmp_path, child)
     assert fingerprint(*read_recipe(path)) != fingerprint(*read_recipe(path, model=str(other_parent)))
     moved = tmp_path / "moved"
@@ -563,13 +569,12 @@ def test_command_says_that_the_stars_cannot_be_had(tmp_path, monkeypatch, capsys
     assert_refused(command(monkeypatch, capsys, path, "--output", tmp_path / "stage"), "nor to be had")
 
 
-def test_real_command_prints_no_traceback(tmp_path):
-    refused = subprocess.run(
-        [sys.executable, str(TRAIN_SCRIPT), str(tmp_path / "nowhere.yaml")], capture_output=True, text=True, timeout=120
-    )
-    assert refused.returncode == 2
-    assert refused.stderr.strip() == f"error: no recipe at {tmp_path / 'nowhere.yaml'}."
-    assert refused.stdout == ""
+def test_real_command_prints_no_traceback(tmp_path, fresh_processes):
+    recipe = tmp_path / "nowhere.yaml"
+    code, printed, complaints = run_script(fresh_processes, TRAIN_SCRIPT, recipe, home=tmp_path)
+    assert code == 2
+    assert complaints.strip() == f"error: no recipe at {recipe}."
+    assert printed == ""
 
 
 # ---------------------------------------------------------------- adapters

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, render_nothing
+from conftest import ARCHITECTURE, LABEL_CENTER, LABEL_SCALE, PATCH_SIZE, patched_library, render_nothing
 from transformers import AutoFeatureExtractor, AutoModel
 
 from spectrafm_hf import transfer
@@ -61,23 +61,54 @@ METHODS = ("spectrafm", "spectrafm_zero_shot", "transformer_scratch", *COMPARED)
 FAST = {name: BASELINES[name] for name in COMPARED} | {"mlp_scratch": Median, "cannon": Ridge}
 
 
-@pytest.fixture
-def plan(tmp_path, monkeypatch, use_fake_library):
-    """A transfer on the fake library; the two slow baselines are played by fast ones."""
-    monkeypatch.setattr(transfer, "BASELINES", FAST)
-    recipes = tmp_path / "recipes"
+def written(folder):
+    """A plan with recipes of its own."""
+    recipes = folder / "recipes"
     recipes.mkdir()
     for name, recipe in RECIPES.items():
         (recipes / f"{name}.yaml").write_text(yaml.safe_dump({"stage": name, **ALWAYS, **recipe}))
-    return TransferPlan(tmp_path / "run", recipes=recipes)
+    return TransferPlan(folder / "run", recipes=recipes)
+
+
+@pytest.fixture
+def fast(monkeypatch, use_fake_library):
+    """Transfers on the fake library; the two slow baselines are played by fast ones."""
+    monkeypatch.setattr(transfer, "BASELINES", FAST)
+
+
+@pytest.fixture
+def plan(tmp_path, fast):
+    return written(tmp_path)
+
+
+def watched(kind, seen):
+    """A baseline that also adds to `seen` what it is given to learn from."""
+
+    class Watched(kind):
+        def fit(self, flux, good, values, errors, seed):
+            seen.append((flux, good, values, errors))
+            return super().fit(flux, good, values, errors, seed)
+
+    return Watched
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, fake_library):
+    """A transfer from end to end: its plan, its results, and what its baselines learned from."""
+    plan, seen = written(tmp_path_factory.mktemp("transfer")), []
+    with pytest.MonkeyPatch.context() as patch:
+        patched_library(patch, fake_library)
+        patch.setattr(transfer, "BASELINES", {name: watched(kind, seen) for name, kind in FAST.items()})
+        return plan, run_transfer(plan), seen
 
 
 def times(folder, *suffixes):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in suffixes}
 
 
-def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library, monkeypatch):
-    results = run_transfer(plan)
+@pytest.mark.usefixtures("fast")
+def test_transfer_from_end_to_end_and_nothing_twice(first, use_fake_library, monkeypatch):
+    plan, results, _ = first
     folder = plan.output
     assert json.loads((folder / "results.json").read_text()) == results
 
@@ -139,20 +170,11 @@ def test_transfer_from_end_to_end_and_nothing_twice(plan, use_fake_library, monk
     assert two["wins"]["ridge"] == sum(rmse["spectrafm"] < rmse["ridge"] for rmse in draws)
 
 
-@pytest.mark.usefixtures("unrendered")
-def test_every_method_learns_from_the_same_stars_and_pixels(plan, monkeypatch, use_fake_library):
-    seen = {}
-
-    class Spy(Median):
-        def fit(self, flux, good, values, errors, seed):
-            seen[len(seen)] = (flux, good, values, errors)
-            return super().fit(flux, good, values, errors, seed)
-
-    monkeypatch.setattr(transfer, "BASELINES", dict.fromkeys(FAST, Spy))
-    run_transfer(plan)
+def test_every_method_learns_from_the_same_stars_and_pixels(first, use_fake_library):
+    plan, _, seen = first
     assert len(seen) == len(FAST)
     flux, good, values, errors = seen[0]
-    for other in list(seen.values())[1:]:
+    for other in seen[1:]:
         for mine, theirs in zip(seen[0], other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
     record = json.loads((plan.output / "3-few-shot" / "stage.json").read_text())

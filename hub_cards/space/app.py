@@ -8,7 +8,9 @@ Files are read by `spectrafm_hf.sources`, labels are those of `spectrafm_hf.labe
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
@@ -25,6 +28,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from spectrafm_hf.checkpoints import located
 from spectrafm_hf.examples import EXAMPLES, ExampleStar, example
 from spectrafm_hf.explain import attention_by_wavelength
 from spectrafm_hf.labelling import Labelled, Labeller, as_table, prepared
@@ -45,8 +49,42 @@ N_PLACES = 5
 N_LINES = 3
 """Named in each of them, the deepest."""
 
+FEW = 0.25
+"""Of the pixels of a patch: with fewer good ones its attention crowds in these, and they would set the scale."""
+
+MODEL = "spectrafm-small"
+
+OPTICAL_END = 10_000.0
+"""Angstrom: bluer spectra are like those of the real stars that the model was held against."""
+
 TOLD = "What the file does not tell"
-OPTIONS = {"medium", "velocity", "redshift", "resolving_power"}
+MEDIUM, UNIT, VELOCITY, POWER = "wavelengths in", "unit of the wavelengths", "radial velocity", "resolving power"
+"""Fields of the page, as it names them."""
+
+UNITS = ("Angstrom", "nm", "um", "log10(Angstrom)", "ln(Angstrom)")
+
+IN_FIELDS = (
+    # What came stands in the fields, and a flag of the command line is none.
+    (r"[.,] [Gg]ot (?:medium|frame)=.*$", "."),
+    (r"\(--[\w-]+; ", "("),
+    (r"; --[\w-]+\)", ")"),
+    (r"\s*\(--[^)]*\)", ""),
+    (r", or put it in the place of the file's own with reader=\{.*?\}", ""),
+    (r",? or redshift=", ""),
+    (r"medium='vacuum' or (?:medium=)?'air'", f"\u201c{MEDIUM}\u201d (vacuum or air)"),
+    (r"medium=(?=')", f"\u201c{MEDIUM}\u201d "),
+    (r"medium=", f"\u201c{MEDIUM}\u201d"),
+    (r"either frame='rest' \(.*?\) or velocity=|frame='rest' or velocity=", f"\u201c{VELOCITY}\u201d"),
+    (r"velocity=(?=\d)", ""),
+    (r"velocity=|(?<!\u201cradial )velocity(?= must)", f"\u201c{VELOCITY}\u201d"),
+    (r"wavelength_unit=(?=')", f"\u201c{UNIT}\u201d "),
+    (r"wavelength_unit(?:=|\b)", f"\u201c{UNIT}\u201d"),
+    (r"resolving_power=(?=[\d'])", f"\u201c{POWER}\u201d "),
+    (r"resolving_power(?:=|\b)", f"\u201c{POWER}\u201d"),
+    (r"\b([Pp])ass (?=\u201c)", lambda found: f"{'Fill' if found[1] == 'P' else 'fill'} in "),
+    (r"\bgot None\b", "got nothing"),
+)
+"""What messages of the package say of its options -> the same of the fields of the page."""
 
 SYMBOLS = {label.name: label.symbol for label in LABELS}
 
@@ -65,7 +103,8 @@ table.labels tr { border: none !important; border-bottom: 1px solid var(--border
 table.labels td.value { white-space: nowrap; font-weight: 600; }
 table.labels td.interval { white-space: nowrap; }
 ul.said { margin: 0.3rem 0 0.3rem 1.2rem; padding: 0; list-style: disc; }
-.warning { border-left: 4px solid #c8641b; padding: 0.1rem 0 0.1rem 0.7rem; }
+.warning { border-left: 4px solid #c8641b; padding: 0.1rem 0 0.1rem 0.7rem; margin: 0.3rem 0; }
+.model { font-size: 0.8rem; opacity: 0.75; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
   table.labels thead { display: none; }
@@ -104,6 +143,8 @@ class Shown:
     Attributes:
         wavelength, flux: Of the file, vacuum Angstrom at rest; NaN where a pixel is bad.
         seen: Pixels of the model, vacuum Angstrom, (n_seen,).
+        patch: Which patch each of them is in, (n_seen,).
+        few: Whether less than `FEW` of that patch is good, (n_seen,).
         attention: Label -> (n_seen,), 1 = an even share.
         depth: 1 - flux / pseudo-continuum in them, (n_seen,).
     """
@@ -112,6 +153,8 @@ class Shown:
     wavelength: np.ndarray
     flux: np.ndarray
     seen: np.ndarray
+    patch: np.ndarray
+    few: np.ndarray
     attention: dict[str, np.ndarray]
     depth: np.ndarray
 
@@ -122,7 +165,15 @@ class Shown:
 @cache
 def the_labeller() -> Labeller:
     """The model that ships, on the processor: one star takes it a moment."""
-    return Labeller("spectrafm-small", device="cpu")
+    return Labeller(MODEL, device="cpu")
+
+
+@cache
+def of_real_stars() -> str:
+    """What the model's own record tells of its answers for real stars; empty = nothing."""
+    record = json.loads((Path(located(MODEL)) / "stage.json").read_text(encoding="utf-8"))
+    told = next((one for one in record["weaknesses"] if "MILES" in one), "")
+    return told.partition(". ")[2]  # first comes that it saw none
 
 
 def look(labeller: Labeller, spectrum: Spectrum) -> Shown:
@@ -133,7 +184,9 @@ def look(labeller: Labeller, spectrum: Spectrum) -> Shown:
     """
     extractor = labeller.extractor
     row = prepared(extractor, spectrum)
-    seen = np.sort(row["wavelength"][row["attention_mask"] > 0])
+    good = np.flatnonzero(row["attention_mask"] > 0)
+    good = good[np.argsort(row["wavelength"][good], kind="stable")]
+    seen, patch = row["wavelength"][good], good // extractor.patch_size
     (attention,) = attention_by_wavelength(labeller.model, extractor, [row], [spectrum.survey], seen).values()
     pixels = extractor.place(spectrum.flux, spectrum.wavelength, spectrum.bad_pixel)
     continuum = PseudoContinuum(pixels.wavelength, extractor.smoothing_length or 100.0)(pixels.flux, pixels.good)
@@ -144,6 +197,8 @@ def look(labeller: Labeller, spectrum: Spectrum) -> Shown:
         wavelength=spectrum.wavelength,
         flux=np.where(spectrum.bad_pixel, np.nan, spectrum.flux),
         seen=seen,
+        patch=patch,
+        few=np.bincount(patch)[patch] < FEW * extractor.patch_size,
         attention=dict(zip(extractor.label_names, attention, strict=True)),
         depth=np.interp(seen, pixels.wavelength, depth),
     )
@@ -152,10 +207,7 @@ def look(labeller: Labeller, spectrum: Spectrum) -> Shown:
 def places(shown: Shown, label: str) -> list[Place]:
     """The patches a label looks at most, the one with most of its attention first, and the listed lines in them."""
     attention = shown.attention[label]
-    step = np.diff(shown.seen)
-    # Attention is the same in all pixels of a patch, and another in the next one.
-    cuts = np.flatnonzero((np.abs(np.diff(attention)) > 1e-6) | (step > 5 * np.median(step))) + 1
-    patches = np.split(np.arange(shown.seen.size), cuts)
+    patches = np.split(np.arange(shown.seen.size), np.flatnonzero(np.diff(shown.patch)) + 1)
     patches.sort(key=lambda patch: -float(attention[patch].sum()))
     found = []
     for patch in patches[:N_PLACES]:
@@ -204,9 +256,7 @@ def draw(shown: Shown, label: str) -> go.Figure:
         )
     figure.add_hline(1.0, line={"width": 1, "color": GREY, "dash": "dot"}, row=2, col=1)
     figure.update_yaxes(title_text="flux, as in the file", range=[low, high + 0.12 * (high - low)], row=1, col=1)
-    # A patch that holds a few pixels only, at the end of a spectrum, may stick out of the picture.
-    most = 1.2 * max(float(np.quantile(shown.attention[label], 0.995)), 1.0)
-    figure.update_yaxes(title_text="attention (1 = even)", range=[0, most], row=2, col=1)
+    figure.update_yaxes(title_text="attention (1 = even)", range=[0, top_of(shown, label)], row=2, col=1)
     figure.update_xaxes(title_text="vacuum wavelength at rest [\u00c5]", row=2, col=1)
     figure.update_layout(
         template="plotly_white",
@@ -220,6 +270,12 @@ def draw(shown: Shown, label: str) -> go.Figure:
     )
     figure.update_xaxes(tickformat=",.0f", nticks=6, range=[float(wavelength[0]), float(wavelength[-1])])
     return figure
+
+
+def top_of(shown: Shown, label: str) -> float:
+    """Attention up to which it is drawn: that of all patches but those with few good pixels, which may stick out."""
+    of_whole = shown.attention[label][~shown.few] if not shown.few.all() else shown.attention[label]
+    return 1.1 * max(float(of_whole.max()), 1.0)
 
 
 def names_beside(where: Sequence[Place], lines: Sequence[SpectralLine], width: float) -> list[str]:
@@ -268,8 +324,12 @@ def _range_of(flux: np.ndarray) -> tuple[float, float]:
     return low - room, high + room
 
 
-def table_html(labelled: Labelled, made_of: ExampleStar | None = None) -> str:
-    """The labels with their error bars; for an example also what it was made with."""
+def table_html(labelled: Labelled, made_of: ExampleStar | None = None, real_optical: bool = False) -> str:
+    """The labels with their error bars; for an example also what it was made with.
+
+    Args:
+        real_optical: The spectrum may be that of a real star, in the optical, where it is known what that does.
+    """
     head = ["label", "value", "68 % interval", "what the interval rests on"] + (["made with"] if made_of else [])
     rows = []
     for name, answer in labelled.labels.items():
@@ -283,12 +343,12 @@ def table_html(labelled: Labelled, made_of: ExampleStar | None = None) -> str:
             cells = [
                 f"<td>{symbol}</td>",
                 f"<td class='value'>{told[0]} \u00b1 {told[1]} {unit}</td>",
-                f"<td class='interval'>{told[2]} to {told[3]}</td>",
-                f"<td class='rests'>{escape(rests_on(answer.calibrated, answer.learned))}</td>",
+                f"<td class='interval'>{told[2]} to {told[3]} {unit}</td>",
+                f"<td class='rests'>{escape(rests_on(answer.calibrated, answer.learned, real_optical))}</td>",
             ]
         if made_of:
             value = made_of.labels.get(name)
-            cells.append(f"<td class='made'>{'' if value is None else f'{value:,g}'}</td>")
+            cells.append(f"<td class='made'>{'' if value is None else f'{value:,g} {escape(answer.unit)}'}</td>")
         rows.append(f"<tr data-label='{escape(name)}'>{''.join(cells)}</tr>")
     return (
         f"<table class='labels'><thead><tr>{''.join(f'<th>{escape(word)}</th>' for word in head)}</tr></thead>"
@@ -301,15 +361,45 @@ def digits_of(sigma: float) -> int:
     return int(np.clip(1 - np.floor(np.log10(sigma)), 0, 3)) if np.isfinite(sigma) and sigma > 0 else 3
 
 
-def rests_on(calibrated: bool, learned: bool | None) -> str:
+def rests_on(calibrated: bool, learned: bool | None, real_optical: bool = False) -> str:
     """What an interval can be trusted for, in words."""
-    if learned is False:
+    if learned is not None and not learned:
         return "a guess: not learned at these wavelengths"
-    return "calibrated on synthetic stars" if calibrated else "the network's own estimate, not calibrated"
+    if not calibrated:
+        return "the network's own estimate, not calibrated"
+    return "calibrated on synthetic stars" + (", too narrow for real ones" if real_optical else "")
 
 
-def sentences_html(labelled: Labelled, made_of: ExampleStar | None = None) -> str:
-    """What was read, what was assumed and what speaks against the answer."""
+def is_optical(labelled: Labelled) -> bool:
+    """Whether most of its wavelengths are."""
+    return labelled.wavelength_range is not None and sum(labelled.wavelength_range) / 2 < OPTICAL_END
+
+
+def real_stars_html(labelled: Labelled) -> str:
+    """What synthetic stars cannot vouch for, of a spectrum that is none of the examples."""
+    if is_optical(labelled):
+        said = (
+            f"<b>Real optical stars differ by more than the intervals of this model say.</b> {escape(of_real_stars())}"
+        )
+    else:
+        said = (
+            "<b>This model never saw a real star</b>, and no real spectrum of the H band was at hand to hold it "
+            "against. Real optical stars differ by more than its intervals say: they cover noise, not what theory gets "
+            "wrong."
+        )
+    return f"<div class='warning' id='real-stars'><p>{said}</p></div>"
+
+
+def model_html(labeller: Labeller) -> str:
+    """Which model answered."""
+    return (
+        f"<p class='model'>Model {escape(labeller.model_id)} of spectrafm_hf {metadata.version('spectrafm_hf')}, "
+        f"SHA-256 of its weights {labeller.revision}</p>"
+    )
+
+
+def sentences_html(labelled: Labelled, made_of: ExampleStar | None = None, told: Sequence[str] = ()) -> str:
+    """What was read, what was told and assumed, and what speaks against the answer."""
     about = [f"<b>{escape(labelled.name)}</b>"]
     if made_of:
         about.append(f"a synthetic {escape(made_of.what)}, made for this page: no telescope saw it")
@@ -322,7 +412,9 @@ def sentences_html(labelled: Labelled, made_of: ExampleStar | None = None) -> st
     if labelled.flags:
         said += f"<div class='warning'><p><b>Be careful:</b></p>{_listed(labelled.flags)}</div>"
     elif np.isfinite([answer.value for answer in labelled.labels.values()]).all():
-        said += "<p>Nothing was found that sets this spectrum apart from those the model learned from.</p>"
+        said += "<p>Nothing was found that sets this spectrum apart from the synthetic ones the model learned from.</p>"
+    if told:
+        said += f"<p>Told by you:</p>{_listed(told)}"
     if labelled.assumed:
         said += f"<p>Taken for granted:</p>{_listed(labelled.assumed)}"
     return said
@@ -338,11 +430,22 @@ def places_html(shown: Shown, label: str) -> str:
             f"{place.over_even:.1f} times an even share; deepest lines: {lines}"
         )
     symbol = escape(get_label(label).symbol)
-    return (
+    said = (
         f"<p>{symbol} looks most at these patches of pixels (shaded):</p>{_listed(items)}"
-        "<p>Attention tells where the model looks, not what it makes of it. A patch is much wider than a line, and the "
-        "lines named are the deepest listed ones in it.</p>"
+        "<p>Attention tells where the model looks, not what it makes of it. A patch is much wider than a line. "
+        f"Triangles mark the deepest listed lines in it, {N_LINES} at most, and the deepest is named where there is "
+        "room; a shaded patch without a triangle holds no line of the list.</p>"
     )
+    out = shown.few & (shown.attention[label] > top_of(shown, label))
+    for patch in np.unique(shown.patch[out]):
+        there = shown.patch == patch
+        low, high = shown.seen[there][[0, -1]]
+        said += (
+            f"<p>At {low:,.0f} to {high:,.0f} \u00c5 attention rises out of the picture, to "
+            f"{shown.attention[label][there][0]:.1f}: that patch has {there.sum()} good pixels only, and what "
+            "is drawn is attention per pixel.</p>"
+        )
+    return said
 
 
 def in_symbols(name: re.Match[str]) -> str:
@@ -350,8 +453,15 @@ def in_symbols(name: re.Match[str]) -> str:
     return SYMBOLS.get(name[0], name[0])
 
 
+def in_fields(said: str) -> str:
+    """A message of the package, with the fields of the page in the place of its options."""
+    for option, field in IN_FIELDS:
+        said = re.sub(option, field, said, flags=re.DOTALL)
+    return said
+
+
 def _listed(sentences: Sequence[str]) -> str:
-    written = (re.sub(r"\w+", in_symbols, one) for one in sentences)
+    written = (re.sub(r"\w+", in_symbols, in_fields(one)) for one in sentences)
     items = (f"<li>{escape(one[:1].upper() + one[1:])}</li>" for one in written)
     return f"<ul class='said'>{''.join(items)}</ul>"
 
@@ -375,19 +485,70 @@ def read_one(path: Path, conventions: Conventions) -> Reading:
     return next(read_source(path, conventions))
 
 
-def friendly(error: Exception, path: Path) -> str:
-    """A sentence about a file that cannot be used; where it lay on the server is nobody's business."""
-    said = str(error).replace(str(path), path.name).replace(f"{path.parent}{os.sep}", "")
-    # Messages name the options of Python; here they are fields of the page.
-    hint = f"<p>You can tell it under \u201c{TOLD}\u201d.</p>" if set(re.findall(r"\w+", said)) & OPTIONS else ""
+def number_in(field: str, unit: str, text: str | None) -> float | None:
+    """What was typed into a field; None = nothing, which is not 0.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    typed = (text or "").strip()
+    if not typed:
+        return None
+    try:
+        number = float(typed.replace("\u2212", "-"))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"\u201c{field}\u201d must be one number, {unit}, got \u201c{typed[:40]}\u201d; correct it, or leave it "
+            "empty if you do not know it."
+        )
+    return number
+
+
+def told_by_user(told: Conventions) -> list[str]:
+    """What the fields hold, in sentences."""
+    said = []
+    if told.medium is not None:
+        said.append(f"wavelengths are in {told.medium}")
+    if told.wavelength_unit is not None:
+        said.append(f"their unit is {told.wavelength_unit}")
+    if told.velocity is not None:
+        said.append(f"radial velocity {told.velocity:+g} km/s" if told.velocity else "radial velocity 0 km/s, at rest")
+    if told.resolving_power is not None:
+        said.append(f"resolving power {told.resolving_power:,g}")
+    return said
+
+
+def friendly(error: Exception, path: Path, told: bool = False) -> str:
+    """A sentence about a file that cannot be used; where it lay on the server is nobody's business.
+
+    Args:
+        told: Something stands in the fields, which may be what is wrong.
+    """
+    said = in_fields(str(error).replace(str(path), path.name).replace(f"{path.parent}{os.sep}", ""))
+    hint = ""
+    if other := re.search(r"\b([a-z_]+)=", said):
+        hint = (
+            f"<p>This page has no field for {other[1]}; the package takes it: "
+            f"spectrafm_hf.predict(path, reader={{&quot;{other[1]}&quot;: ...}}).</p>"
+        )
+    elif "\u201c" in said:
+        hint = f"<p>You can tell it under \u201c{TOLD}\u201d.</p>"
+    elif told:
+        hint = f"<p>What you told stands under \u201c{TOLD}\u201d.</p>"
     return (
         f"<div class='warning' id='refused'><p><b>{escape(path.name)} could not be read.</b></p><p>{escape(said)}</p>"
         f"{hint}</div>"
     )
 
 
-def answer(file, star, medium, velocity, resolving_power, label):
+def answer(file, star, medium, unit, velocity, resolving_power, label):
     """What the page shows of a file, or of the example of that name, and of what the user knows of it.
+
+    Args:
+        medium, unit: As `Conventions` have them; empty = not told.
+        velocity, resolving_power: As they were typed; empty = not told.
 
     Returns:
         For `page`'s parts: sentences, whether there are results, table, CSV, ECSV, `Shown`, picture, words about it.
@@ -396,8 +557,14 @@ def answer(file, star, medium, velocity, resolving_power, label):
         return only("<p>Choose an example star, or drop a file.</p>")
     path = Path(file) if file else example(star)
     made_of = None if file else EXAMPLES[star]
+    told = any((medium, unit, velocity, resolving_power))
     try:
-        conventions = Conventions(medium=medium or None, velocity=velocity, resolving_power=resolving_power or None)
+        conventions = Conventions(
+            medium=medium or None,
+            wavelength_unit=unit or None,
+            velocity=number_in(VELOCITY, "in km/s and positive = receding", velocity),
+            resolving_power=number_in(POWER, "wavelength / FWHM", resolving_power),
+        )
         reading = read_one(path, conventions)
         if reading.spectrum is None:
             raise ValueError(reading.reason or "it holds no spectrum.")
@@ -407,14 +574,16 @@ def answer(file, star, medium, velocity, resolving_power, label):
         shown = look(the_labeller(), reading.spectrum)
         csv, ecsv = written(labelled)
     except (ValueError, TypeError, OSError) as error:
-        return only(friendly(error, path))
+        return only(friendly(error, path, told))
     except Exception:
         # A page for everybody shows no traceback; whoever runs it finds it in the log.
         logging.exception("%s", path.name)
         surprise = ValueError("something about it was not foreseen here. Please report it, with the file.")
         return only(friendly(surprise, path))
-    results = (gr.update(visible=True), table_html(labelled, made_of), csv, ecsv, shown)
-    return sentences_html(labelled, made_of), *results, *looked(shown, label)
+    table = table_html(labelled, made_of, real_optical=made_of is None and is_optical(labelled))
+    table += ("" if made_of else real_stars_html(labelled)) + model_html(the_labeller())
+    results = (gr.update(visible=True), table, csv, ecsv, shown)
+    return sentences_html(labelled, made_of, told_by_user(conventions)), *results, *looked(shown, label)
 
 
 def only(sentences: str):
@@ -453,8 +622,9 @@ def page() -> gr.Blocks:
     # Uploads and downloads are kept for an hour.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(
-            f"# {TITLE}\nDrop a FITS file of a stellar spectrum: APOGEE, SDSS-V, LAMOST, IRTF, or another one that "
-            "specutils reads. The model that ships with the package answers; it learned from synthetic stars alone."
+            f"# {TITLE}\nDrop a file of a stellar spectrum: FITS of APOGEE, SDSS-V, LAMOST, IRTF or whatever specutils "
+            "reads, or columns of text. The model that ships with the package answers; it learned from synthetic stars "
+            "alone."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -464,14 +634,21 @@ def page() -> gr.Blocks:
                     label="An example star (synthetic)",
                     elem_id="example",
                 )
-                file = gr.File(label="Or a file of yours, up to 50 MB", height=140, elem_id="file")
+                file = gr.File(label="Or a file of yours, up to 50 MB", height=170, elem_id="file")
                 with gr.Accordion(TOLD, open=False, elem_id="conventions"):
                     gr.Markdown("Leave empty what the file tells itself, or what you do not know.")
                     medium = gr.Dropdown(
-                        [("the file tells", ""), ("vacuum", "vacuum"), ("air", "air")], value="", label="wavelengths in"
+                        [("the file tells", ""), ("vacuum", "vacuum"), ("air", "air")],
+                        value="",
+                        label=MEDIUM,
+                        elem_id="medium",
                     )
-                    velocity = gr.Number(None, label="radial velocity of the star [km/s], 0 = at rest")
-                    power = gr.Number(None, label="resolving power, wavelength / FWHM", minimum=0)
+                    unit = gr.Dropdown([("the file tells", ""), *UNITS], value="", label=UNIT, elem_id="unit")
+                    # No gr.Number: it shows 0 where nothing was typed, and 0 km/s would be believed.
+                    velocity = gr.Textbox(
+                        label=f"{VELOCITY} of the star [km/s]", placeholder="0 = at rest", elem_id="velocity"
+                    )
+                    power = gr.Textbox(label=f"{POWER}, wavelength / FWHM", elem_id="power")
                     again = gr.Button("Read again", elem_id="again")
                 said = gr.HTML(elem_id="said")
             with gr.Column(scale=2, min_width=300, visible=False) as results:
@@ -489,7 +666,7 @@ def page() -> gr.Blocks:
                 words = gr.HTML(elem_id="places")
         shown = gr.State(None, time_to_live=3600)
 
-        inputs = [file, star, medium, velocity, power, label]
+        inputs = [file, star, medium, unit, velocity, power, label]
         outputs = [said, results, table, csv, ecsv, shown, picture, words]
         # One at a time: a second pass through the model would only make both slower.
         one = {
@@ -499,16 +676,21 @@ def page() -> gr.Blocks:
             "api_visibility": "private",
         }
         blocks.load(answer, inputs, outputs, **one)
-        again.click(answer, inputs, outputs, **one)
+        gr.on([again.click, velocity.submit, power.submit], answer, inputs, outputs, **one)
         file.upload(lambda: None, None, star, api_visibility="private").then(answer, inputs, outputs, **one)
-        star.input(lambda: None, None, file, api_visibility="private").then(answer, inputs, outputs, **one)
+        file.clear(answer, inputs, outputs, **one)
+        # Examples tell all themselves; what was told of another star is not true of them.
+        others = [file, medium, unit, velocity, power]
+        star.input(lambda: (None, "", "", "", ""), None, others, api_visibility="private").then(
+            answer, inputs, outputs, **one
+        )
         label.input(looked, [shown, label], [picture, words], show_progress="hidden", api_visibility="private")
     return blocks
 
 
 def launch(**more) -> None:
     """Serve the page; `more` goes to gradio."""
-    answer(None, next(iter(EXAMPLES)), None, None, None, next(iter(the_labeller().labels)))  # loads what loads slowly
+    answer(None, next(iter(EXAMPLES)), *[None] * 4, next(iter(the_labeller().labels)))  # loads what loads slowly
     page().launch(
         theme=gr.themes.Base(**FONTS),
         css=STYLE,

@@ -7,7 +7,8 @@ end. The dataset's folder must be on a file system that all nodes share, and spe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -17,6 +18,45 @@ if TYPE_CHECKING:
 
 RETRIES = 3
 """Times a shard is tried again after its worker died."""
+
+NICENESS = "RAY_worker_niceness"
+"""Ray's own variable of the environment, 15 if it is not set."""
+
+
+@contextmanager
+def cluster(address: str, num_proc: int) -> Iterator[None]:
+    """A connection to a Ray cluster, closed at the end unless the caller had one already.
+
+    Workers of a cluster that is started here are as nice as this process. Ray would have them at 15, which spares the
+    desktop of its user; but where others share the processors, such workers get next to no time, and a run stands still
+    for minutes. Whoever sets `RAY_worker_niceness` is obeyed. Elsewhere it is for the cluster to say.
+
+    Args:
+        address, num_proc: See `run_on_ray`.
+
+    Raises:
+        ValueError: Ray is not installed, or there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("--ray needs Ray: pip install 'spectrafm_hf[ray]'.") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            if address == "local":
+                os.environ.setdefault(NICENESS, "0")
+                ray.init(num_cpus=num_proc, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            else:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address} ({error}); start one, or use --ray local.") from error
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def run_on_ray(tasks: Sequence[ShardTask], address: str, num_proc: int, bar: tqdm) -> dict[ShardTask, TaskRecord]:
@@ -32,24 +72,12 @@ def run_on_ray(tasks: Sequence[ShardTask], address: str, num_proc: int, bar: tqd
     Raises:
         ValueError: Ray is not installed, or there is no such cluster.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError("--ray needs Ray: pip install 'spectrafm_hf[ray]'.") from error
-    from .build import run_task
-
-    ours = not ray.is_initialized()
-    if ours:
-        try:
-            if address == "local":
-                ray.init(num_cpus=num_proc, include_dashboard=False, log_to_driver=False, configure_logging=False)
-            else:
-                ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray cluster at {address} ({error}); start one, or use --ray local.") from error
     records = {}
-    try:
+    with cluster(address, num_proc):
+        import ray
+
+        from .build import run_task
+
         remote = ray.remote(num_cpus=1, max_retries=RETRIES)(run_task)
         waiting = {remote.remote(task): task for task in tasks}
         while waiting:
@@ -64,7 +92,4 @@ def run_on_ray(tasks: Sequence[ShardTask], address: str, num_proc: int, bar: tqd
                     f"Ray gave up on a shard ({error}); run the same command again: the others are kept."
                 ) from error
             bar.update(sum(shard.rows for shard in records[task].shards))
-    finally:
-        if ours:
-            ray.shutdown()
     return records

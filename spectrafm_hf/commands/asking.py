@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from .options import reader_options
+from .options import (
+    BAD_PIXEL,
+    MEDIUM,
+    OPTION,
+    REDSHIFT,
+    RESOLVING_POWER,
+    VELOCITY,
+    WAVELENGTH_UNIT,
+    reader_options,
+)
 
 if TYPE_CHECKING:
     from ..labelling import Labelled
@@ -66,20 +75,13 @@ def predict(
     labels: Annotated[
         list[str] | None, typer.Option(help="A label wanted, or several: `teff,fe_h`; by default all of the model.")
     ] = None,
-    medium: Annotated[
-        Literal["vacuum", "air"] | None, typer.Option(help="Of the wavelengths, where the files do not tell.")
-    ] = None,
-    velocity: Annotated[
-        float | None, typer.Option(help="Of the star, km/s, positive = receding, where they are not at rest.")
-    ] = None,
-    redshift: Annotated[float | None, typer.Option(help="The same as z.")] = None,
-    resolving_power: Annotated[float | None, typer.Option(help="lambda / FWHM, where the files do not tell.")] = None,
-    wavelength_unit: Annotated[
-        str | None, typer.Option(help="`Angstrom`, `nm`, `um`, ..., where the files do not tell.")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=synthetic`; may be repeated.")
-    ] = None,
+    medium: Annotated[Literal["vacuum", "air"] | None, typer.Option(help=MEDIUM)] = None,
+    velocity: Annotated[float | None, typer.Option(help=VELOCITY)] = None,
+    redshift: Annotated[float | None, typer.Option(help=REDSHIFT)] = None,
+    resolving_power: Annotated[float | None, typer.Option(help=RESOLVING_POWER)] = None,
+    wavelength_unit: Annotated[str | None, typer.Option(help=WAVELENGTH_UNIT)] = None,
+    bad_pixel: Annotated[Literal["True is bad", "True is good"] | None, typer.Option(help=BAD_PIXEL)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION)] = None,
     abstain: Annotated[
         bool, typer.Option("--abstain", help="No answer for spectra unlike those of training, and for guesses.")
     ] = False,
@@ -96,6 +98,9 @@ def predict(
     """Labels of stars from their spectra, each with its uncertainty and with what speaks against it.
 
     Ends with 0 if all spectra were read, 2 if some were not (their lines say why), 1 if none was, or the call is wrong.
+
+    Medium, velocity and the like are told of files that do not tell them. One that does, and differs, is refused if it
+    is the only one; among others its own is kept, and said.
 
     Examples:
 
@@ -116,7 +121,6 @@ def predict(
     from ..sources import Conventions, count_source, read_source
 
     disable_progress_bar()
-    wanted = [name for some in labels or () for name in some.split(",")] or None
     try:
         told = Conventions(
             medium=medium,
@@ -124,6 +128,7 @@ def predict(
             redshift=redshift,
             wavelength_unit=wavelength_unit,
             resolving_power=resolving_power,
+            bad_pixel=bad_pixel,
             reader=reader_options(option or []),
         )
         given = [*map(str, sources or ()), *([str(survey)] if survey else ())]
@@ -136,7 +141,7 @@ def predict(
             if as_json or plot is not None:
                 raise ValueError("--json and --plot show spectra one by one; leave them out with --output.")
             made = label_survey(
-                source, output, model=model, revision=revision, labels=wanted, abstain=abstain, check=check,
+                source, output, model=model, revision=revision, labels=labels or None, abstain=abstain, check=check,
                 embeddings=embeddings,
                 conventions=told, config=config, split=split, input_revision=input_revision, num_proc=num_proc, ray=ray,
             )  # fmt: skip
@@ -147,7 +152,7 @@ def predict(
             raise typer.Exit(0 if not made.unreadable else 2 if made.unreadable < made.rows else 1)
         readings, beside = tee(read_source(source, told))  # beside it waits no more than is being labelled
         several = count_source(source) != 1
-        labeller = Labeller(model, revision, wanted, abstain=abstain)
+        labeller = Labeller(model, revision, labels or None, abstain=abstain)
         shown, number, n_read = [], 0, 0
         for number, (labelled, reading) in enumerate(zip(labeller.label(readings), beside, strict=True), 1):
             n_read += labelled.readable
@@ -245,20 +250,13 @@ def similar(
         str, typer.Option(help="The model that made the catalogue: one that ships, a folder or a Hub id.")
     ] = "spectrafm-small",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    medium: Annotated[
-        Literal["vacuum", "air"] | None, typer.Option(help="Of the wavelengths, where the files do not tell.")
-    ] = None,
-    velocity: Annotated[
-        float | None, typer.Option(help="Of the star, km/s, positive = receding, where they are not at rest.")
-    ] = None,
-    redshift: Annotated[float | None, typer.Option(help="The same as z.")] = None,
-    resolving_power: Annotated[float | None, typer.Option(help="lambda / FWHM, where the files do not tell.")] = None,
-    wavelength_unit: Annotated[
-        str | None, typer.Option(help="`Angstrom`, `nm`, `um`, ..., where the files do not tell.")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="For the reader of the files, e.g. `kind=synthetic`; may be repeated.")
-    ] = None,
+    medium: Annotated[Literal["vacuum", "air"] | None, typer.Option(help=MEDIUM)] = None,
+    velocity: Annotated[float | None, typer.Option(help=VELOCITY)] = None,
+    redshift: Annotated[float | None, typer.Option(help=REDSHIFT)] = None,
+    resolving_power: Annotated[float | None, typer.Option(help=RESOLVING_POWER)] = None,
+    wavelength_unit: Annotated[str | None, typer.Option(help=WAVELENGTH_UNIT)] = None,
+    bad_pixel: Annotated[Literal["True is bad", "True is good"] | None, typer.Option(help=BAD_PIXEL)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per neighbour and line.")] = False,
 ) -> None:
     """Stars of a catalogue in whose spectra the model sees the same as in these.
@@ -284,6 +282,7 @@ def similar(
         redshift=redshift,
         wavelength_unit=wavelength_unit,
         resolving_power=resolving_power,
+        bad_pixel=bad_pixel,
         reader=reader_options(option or []),
     )
     given = list(map(str, sources))
@@ -304,21 +303,27 @@ def explain(
     model: Annotated[str, typer.Argument(help="A model that ships, a folder or a Hub id.")] = "spectrafm-small",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of report and figures.")] = Path("explanation"),
     survey: Annotated[Literal["apogee", "optical"], typer.Option(help="Whose synthetic stars are asked.")] = "apogee",
-    n_stars: Annotated[int, typer.Option(min=4, help="How many of them.")] = 32,
+    n_stars: Annotated[int, typer.Option(min=4, help="Giants, and as many dwarfs.")] = 32,
 ) -> None:
     """Which lines a model reads: its attention, and what happens when lines are hidden or abundances change.
 
+    About a minute on one core. Lines are hidden, which takes longest, in the spectra of 8 giants and 8 dwarfs at most.
+
     Example: `spectrafm explain spectrafm-small --output runs/explanation`
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from ..builders.parquet_layout import write_json
     from ..checkpoints import located
     from ..explain import explain as ask
     from ..hub import load_pretrained
+    from ..stages import check_writable
     from ..synthesis.surveys import SURVEYS
 
+    disable_progress_bar()
+    check_writable(output)
     network, extractor = load_pretrained(located(model))
-    found = ask(network, extractor, SURVEYS[survey], n_stars=n_stars)
-    output.mkdir(parents=True, exist_ok=True)
+    found = ask(network, extractor, SURVEYS[survey], n_stars=n_stars, n_hidden=8)
     write_json(output / "explanation.json", found.to_dict())
     (output / "report.txt").write_text(found.report() + "\n")
     found.save_figures(output)
@@ -349,8 +354,14 @@ def print_labels(spectra: Sequence[Labelled]) -> None:
     for spectrum in spectra:
         for sentence in spectrum.flags:
             console.print(f"[bold]{escape(spectrum.name)}[/]: {escape(sentence)}")
-    for sentence in dict.fromkeys(sentence for spectrum in spectra for sentence in spectrum.assumed):
-        console.print(f"assumed: {escape(sentence)}")
+    named: dict[str, list[str]] = {}
+    for spectrum in spectra:
+        for sentence in spectrum.assumed:
+            named.setdefault(sentence, []).append(spectrum.name)
+    for sentence, names in named.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        whose = "" if len(names) == len(spectra) else f" of [bold]{escape(names[0])}[/]{others}"
+        console.print(f"assumed{whose}: {escape(sentence)}")
 
 
 def print_neighbours(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -90,10 +90,13 @@ def finetune(
     """
     import json
 
+    from transformers.utils.logging import disable_progress_bar
+
     from ..few_shot_kit import KitArguments
     from ..few_shot_kit import finetune as run
     from ..few_shot_report import summary
 
+    disable_progress_bar()  # of saving and loading; a training has a bar of its own
     folder = run(
         KitArguments(
             labels=labels,
@@ -169,10 +172,13 @@ def benchmark(
     """
     import logging
 
+    from transformers.utils.logging import disable_progress_bar
+
     from ..benchmark import PARTS, BenchmarkPlan, run_benchmark, table
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("spectrafm_hf").setLevel(logging.INFO)
+    disable_progress_bar()  # of saving and loading
     plan = BenchmarkPlan(
         output=output,
         model=model,
@@ -184,5 +190,7 @@ def benchmark(
         n_processes=processes,
         development=development,
     )
+    if lacking := [f"{part} {why}" for part in dict.fromkeys(protocol or ()) if (why := plan.lacks(part))]:
+        raise ValueError(f"what was asked for cannot run: {'; '.join(lacking)}.")
     typer.echo(table(run_benchmark(plan)))
     typer.echo(f"\nresults {output}/benchmark.json; stars {output}/manifest.json; figures {output}/figures")

@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# Help of what is told of spectra: `sources.Conventions`.
+MEDIUM = "Of the wavelengths, where the files do not tell."
+VELOCITY = "Of the star, km/s, positive = receding, where the files do not tell; 0 = at rest."
+REDSHIFT = "The same as z."
+RESOLVING_POWER = "lambda / FWHM, where the files do not tell."
+WAVELENGTH_UNIT = "`Angstrom`, `nm`, `um`, `log10(Angstrom)`, ..., where the files do not tell."
+BAD_PIXEL = "What True, or 1, means in a column called mask: 'True is bad' or 'True is good'."
+OPTION = "For the reader: `kind=synthetic`, or `velocity=12` in the place of LAMOST's own; may be repeated."
+
 
 def truth(text: str) -> bool:
     """`true` or `false`.

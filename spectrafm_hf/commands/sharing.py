@@ -12,14 +12,17 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Of a finished stage, or of `spectrafm build`.")],
     to: Annotated[str, typer.Option(help="NAMESPACE (user or organisation), or NAMESPACE/NAME.")],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private else.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; send and change nothing.")] = False,
 ) -> None:
     """Publish a model or a dataset on the Hugging Face Hub, in one commit: whole, or not at all.
 
     Example: `spectrafm push runs/transfer/1-synthetic --to my-name --dry-run`
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from ..publishing import publish, what_goes
 
+    disable_progress_bar()  # of loading; sending has a bar of its own
     if dry_run:
         repo, kind, files = what_goes(folder, to)
         for name, size in files.items():

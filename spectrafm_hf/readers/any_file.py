@@ -10,7 +10,10 @@ from typing import Any
 from ..spectra import Spectrum
 from . import allstar, apstar, aspcapstar, irtf, lamost, miles, mwmstar, stelib
 from .fits_file import FitsFile, open_fits
+from .fits_spectrum import spectrum_of_fits
+from .spectrum_columns import conventions_of, read_told
 from .specutils_formats import read_with_specutils
+from .votable import is_votable, spectrum_of_votable
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,19 @@ class Format:
     read: Callable[..., Spectrum]
     options: frozenset[str]
     by_path: bool = False
+
+    def spectrum_of(self, file: FitsFile, **options: Any) -> Spectrum:
+        """Read a file that is of this format.
+
+        Raises:
+            ValueError: The reader refuses; the message names the file.
+        """
+        try:
+            return self.read(file.path if self.by_path else file, **options)
+        except ValueError as error:
+            if file.path.name in str(error):
+                raise
+            raise ValueError(f"{file.path}: {error}") from error
 
 
 def _is_miles(file: FitsFile) -> bool:
@@ -74,7 +90,8 @@ FORMATS: tuple[Format, ...] = (
 """In the order they are tried; no file fits two."""
 
 _OURS = ", ".join(item.name for item in FORMATS)
-_SPECUTILS_OPTIONS = frozenset({"medium", "frame", "velocity", "star_id", "row", "file_format", "wavelength_unit"})
+_TOLD = frozenset({"medium", "frame", "velocity", "star_id", "row", "file_format", "wavelength_unit", "bad_pixel"})
+"""Options for a file that is none of ours."""
 
 
 def recognise(path: Path | str | FitsFile, check_sums: bool = True) -> Format | None:
@@ -101,13 +118,26 @@ def read_spectrum(path: Path | str, check_sums: bool = True, **options: Any) -> 
         path: The file; gzipped FITS and a wrong suffix are no trouble.
         check_sums: Refuse data that do not fit the DATASUM their header carries.
         options: Passed on to the format's reader, e.g. `row`, `instrument`, `kind`, `velocity`, `all_pixels`; for a
-            file that is none of ours `medium`, `frame` or `velocity`, `star_id` (see `read_with_specutils`). An option
-            that the format has no use for is refused rather than ignored.
+            file that is none of ours `medium` (if it does not tell it), `frame` or `velocity`, `star_id`,
+            `wavelength_unit`, `bad_pixel` (what True means in a mask), `row`, and `file_format` (then specutils reads
+            it, see `read_with_specutils`). An option that the format has no use for is refused rather than ignored.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, no format fits (the message lists what was tried), an option does not apply, or
             the format's reader refuses.
+    """
+    return read_with_notes(path, check_sums, **options)[0]
+
+
+def read_with_notes(
+    path: Path | str, check_sums: bool = True, default_name: str | None = None, **options: Any
+) -> tuple[Spectrum, tuple[str, ...]]:
+    """As `read_spectrum`, with what had to be assumed, in sentences.
+
+    Args:
+        path, check_sums, options: See there.
+        default_name: Of the star, where neither `star_id` nor the file tells it.
     """
     path = Path(path)
     file, found = None, None
@@ -115,10 +145,10 @@ def read_spectrum(path: Path | str, check_sums: bool = True, **options: Any) -> 
         file = open_fits(path, check_sums)
         found = recognise(file)
     except ValueError as error:
-        # Not FITS at all: specutils reads other things too, if told what they are.
+        # Not FITS at all: a VOTable is read too, and specutils reads other things, if told what they are.
         if file is not None or "it is no FITS file" not in str(error):
             raise
-        if not (options.get("medium") and _starts_like_text(path)):
+        if not is_votable(path) and not (options.get("medium") and _starts_like_text(path)):
             raise
     if found is not None:
         unknown = sorted(set(options) - found.options)
@@ -127,18 +157,27 @@ def read_spectrum(path: Path | str, check_sums: bool = True, **options: Any) -> 
                 f"{path}: is {found.name}, whose reader has no use for {', '.join(unknown)}; it takes "
                 f"{', '.join(sorted(found.options)) or 'no options'}."
             )
-        return found.read(path if found.by_path else file, **options)
-    unknown = sorted(set(options) - _SPECUTILS_OPTIONS)
-    if unknown or "medium" not in options:
+        assert file is not None, "it was recognised"
+        return found.spectrum_of(file, **options), ()
+    plain, row = None, options.get("row")
+    if "file_format" not in options:
+        plain = spectrum_of_votable(path, row) if file is None and is_votable(path) else None
+        plain = spectrum_of_fits(file, row) if file is not None else plain
+    unknown = sorted(set(options) - _TOLD)
+    if unknown or (plain is None and "medium" not in options):
         raise ValueError(
             f"{path}: is none of the formats read here ({_OURS}). specutils may know it: say medium='vacuum' or 'air', "
             "and frame='rest' or velocity= (km/s), because such files do not tell."
             + (f" Options it has no use for: {', '.join(unknown)}." if unknown else "")
         )
+    if plain is not None:
+        return read_told(path, plain, conventions_of(path, options), options.get("star_id"), default_name)
     if file is not None:
         file.check_sums()  # which astropy, who reads it next, would not
+    signs = options.pop("bad_pixel", None)
+    notes = () if signs is None else (f"bad_pixel={signs!r} was not used, since specutils knows what its masks mean",)
     try:
-        return read_with_specutils(path, **options)
+        return read_with_specutils(path, **options, default_name=default_name), notes
     except ValueError as error:
         raise ValueError(f"{error} (Tried before: {_OURS}.)") from error
 

@@ -1,7 +1,12 @@
 """A catalogue of labels as a file: its columns, and Parquet, FITS and ECSV that astropy reads back with units.
 
-What made it is in the file, too: as JSON in the schema of Parquet (`spectrafm`), in ECSV's meta, and in FITS as the
-card `SFMPLAN`, beside cards for people.
+What made it is in the file, too: as JSON in the schema of Parquet (`spectrafm`) and in the header there that astropy
+reads, in ECSV's meta, and in FITS as the card `SFMPLAN`, beside cards for people. So it stays when pyarrow or astropy
+writes some of the rows again.
+
+FITS knows neither letters but ASCII, so that others become backslash escapes in it, nor the unit dex. It is written
+nonetheless, as surveys do, for those who read FITS without astropy. Astropy reads it and warns of every such column;
+`Table.read(path, unit_parse_strict="silent")` has the same units without a word.
 """
 
 from __future__ import annotations
@@ -26,6 +31,9 @@ SUFFIXES = (".parquet", ".fits", ".ecsv")
 
 PROVENANCE = "spectrafm"
 """Key of the JSON."""
+
+ASTROPY_HEADER = "table_meta_yaml"
+"""Key of the header that astropy looks for in Parquet."""
 
 NUMBERS = ("value", "sigma", "low68", "high68", "low95", "high95")
 """Of an answer, as columns: `teff`, `teff_sigma`, `teff_low68`, ..."""
@@ -118,7 +126,7 @@ def parquet_schema(label_names: Sequence[str], provenance: Mapping[str, Any], le
 
     schema = schema_for(label_names)
     header = "\n".join(get_yaml_from_table(astropy_table(schema.empty_table(), label_names, provenance)))
-    told = {PROVENANCE: json.dumps(provenance), "table_meta_yaml": header}
+    told = {PROVENANCE: json.dumps(provenance), ASTROPY_HEADER: header}
     return schema.with_metadata(told | {f"table::len::{name}": str(length) for name, length in lengths.items()})
 
 
@@ -148,7 +156,8 @@ def write_ecsv(path: Path, rows: pa.Table, label_names: Sequence[str], provenanc
 
 
 def write_fits(path: Path, rows: pa.Table, label_names: Sequence[str], provenance: Mapping[str, Any]) -> None:
-    """A binary table. FITS has no truth that is not known: `_learned` is 1, 0 or null; and no letters but ASCII."""
+    """A binary table. FITS has no truth that is not known: `_learned` is 1, 0 or null; and no letters but ASCII: others
+    are backslash escapes, `Å` is `\\xc5`. On units see above."""
     from astropy.io import fits
 
     columns = []
@@ -200,21 +209,52 @@ def fits_cards(provenance: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """What a catalogue tells of its making: `plan` (see `make_plan`), `command`, `begun`, counts; None = not ours."""
+    """What a catalogue tells of its making: `plan` (see `make_plan`), `command`, `begun`, counts; None = not ours.
+
+    The counts are those of the catalogue as it was made, also in a selection of its rows; see `count_rows`.
+    """
     path = Path(path)
     try:
         if path.suffix == ".parquet":
-            told = json.loads((pq.read_schema(path).metadata or {})[PROVENANCE.encode()])
+            metadata = pq.read_schema(path).metadata or {}
+            if PROVENANCE.encode() in metadata:
+                told = json.loads(metadata[PROVENANCE.encode()])
+            else:  # written again by astropy, which keeps its own header only
+                told = _told_to_astropy(metadata[ASTROPY_HEADER.encode()].decode().split("\n"))
         elif path.suffix == ".fits":
             from astropy.io import fits
 
             told = json.loads(fits.getheader(path, "CATALOGUE")["SFMPLAN"])
         else:
-            from astropy.table.meta import get_header_from_yaml
-
             with path.open(encoding="utf-8") as file:
                 lines = [line[2:].rstrip("\n") for line in takewhile(lambda line: line.startswith("# "), file)]
-            told = dict(get_header_from_yaml(lines[1:])["meta"])[PROVENANCE]
+            told = _told_to_astropy(lines[1:])
         return told if {"plan", "command", "begun", "rows", "flagged", "unreadable"} <= set(told) else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowInvalid):
         return None
+
+
+def _told_to_astropy(lines: list[str]) -> dict[str, Any]:
+    """The provenance out of astropy's header in YAML, of plain values.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is not there, or that is no such header.
+    """
+    from astropy.table.meta import YamlParseError, get_header_from_yaml
+
+    try:
+        return dict(get_header_from_yaml(lines)["meta"])[PROVENANCE]
+    except YamlParseError as error:
+        raise ValueError("no header of astropy.") from error
+
+
+def count_rows(path: str | Path) -> int | None:
+    """Rows that a catalogue has now; None of ECSV, which would have to be read for that."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return pq.read_metadata(path).num_rows
+    if path.suffix == ".fits":
+        from astropy.io import fits
+
+        return int(fits.getheader(path, "CATALOGUE")["NAXIS2"])
+    return None

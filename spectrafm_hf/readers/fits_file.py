@@ -325,7 +325,10 @@ class Hdu:
                 fields.append(
                     (unique, _COLUMN_TYPES[code]) if repeat == 1 else (unique, _COLUMN_TYPES[code], (repeat,))
                 )
-        dtype = np.dtype(fields)
+        try:
+            dtype = np.dtype(fields)
+        except ValueError as error:  # a repeat count that no row can have
+            raise ValueError(f"{self.where}: its columns cannot be ({error}). The header is damaged.") from error
         if len(self.shape) != 2 or dtype.itemsize != self.shape[1]:
             raise ValueError(
                 f"{self.where}: its columns fill {dtype.itemsize} bytes, but a row has "
@@ -453,6 +456,37 @@ def _read_bytes(path: Path) -> bytes:
     return raw
 
 
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"BZh", "a bzip2 archive; unpack it first"),
+    (b"\xfd7zXZ", "an xz archive; unpack it first"),
+    (b"\x1f\x8b", "a gzip archive within another; unpack it first"),
+    (b"\x89HDF", "an HDF5 file; give its arrays instead"),
+    (b"\x93NUMPY", "an array of NumPy; give the arrays (flux, wavelength) instead"),
+    (b"PAR1", "a Parquet table; give its rows as a dataset instead"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a picture"),
+)
+"""How files begin that are given by mistake, and what to do."""
+
+
+def _what_else(start: bytes) -> str | None:
+    """What a file is that is no FITS file, from its first bytes; None = it may be FITS, or is not known."""
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
+    if text.startswith(b"<"):
+        if b"VOTABLE" in text:
+            return "a VOTable; read it with readers.any_file, and tell medium and velocity"
+        if b"<html" in text.lower():
+            return "a web page, as failed downloads leave it; fetch it again"
+        return "XML; give the arrays themselves"
+    if (known := next((what for magic, what in _OTHERS if start.startswith(magic)), None)) is not None:
+        return known
+    printable = start.isascii() and all(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in start)
+    if printable and not start.startswith(b"SIMPLE") and (b"\n" in start or b"\r" in start):
+        return "text; columns of numbers are read, if medium= and velocity= are told"
+    return None
+
+
 def open_fits(path: Path | str | FitsFile, check_sums: bool = True) -> FitsFile:
     """Read a file into memory and check its structure; headers and data are parsed when asked for.
 
@@ -470,6 +504,11 @@ def open_fits(path: Path | str | FitsFile, check_sums: bool = True) -> FitsFile:
     raw = _read_bytes(path)
     if not raw:
         raise _damaged(path, 0, "the file is empty (0 bytes)")
+    if (other := _what_else(raw[:4096])) is not None:
+        raise ValueError(
+            f"{path}, HDU 0: needs a FITS image or table, but it begins with {raw[:20]!r}: it is no FITS file, but "
+            f"{other}."
+        )
     if raw[:9] != b"SIMPLE  =" and b"SIMPLE"[: len(raw)] != raw[:6]:
         raise _damaged(path, 0, f"it begins with {raw[:20]!r}: it is no FITS file")
     view = memoryview(raw)

@@ -6,8 +6,8 @@ star's velocity, the sign of a mask. Three rules:
 * what the array tells itself counts (units, `numpy.ma`, specutils' mask and redshift);
 * what it does not tell is taken from `Conventions`, and what nobody tells is assumed to be vacuum Angstrom at rest, and
   said in a sentence;
-* what cannot be so is refused: bare numbers that are no Angstrom, a boolean mask without a sign, a velocity given for a
-  spectrum that is at rest.
+* what cannot be so is refused: bare numbers that are no Angstrom, a boolean mask without a sign, a velocity given for
+  a spectrum that is at rest.
 
 Repeated wavelengths are averaged with their inverse variances as weights, which is what their errors ask for. Pixels of
 orders that overlap at different wavelengths stay as they are, sorted: nothing is resampled, so their noise stays
@@ -39,16 +39,25 @@ Sign = Literal["True is bad", "True is good"]
 class Conventions:
     """What the user knows of spectra that do not tell it themselves; None = not told.
 
+    **Of a file, an array or a table that tells it itself its own counts.** A told value that agrees with it (medium
+    `vacuum` or velocity 0 for APOGEE's spectra, which are in vacuum and at rest; velocities closer than
+    `SAME_VELOCITY`) is no contradiction. One that differs is refused with both values where the spectrum was given by
+    itself. In a folder or a list, where it is meant for those that do not tell, the own value is kept and a sentence
+    says so. Two exceptions: a resolving power that differs is left out in a sentence either way, since it moves no
+    line; and of arrays and specutils the told medium is taken, in a sentence, since a WCS often says vacuum of air.
+
     Attributes:
         medium: What wavelengths are measured in.
         velocity: Radial velocity v of the star in the spectrum as it is, km/s, positive = receding; wavelengths are
-            divided by 1 + v/c.
+            divided by 1 + v/c. Or a Quantity.
         redshift: z instead of a velocity; wavelengths are divided by 1 + z.
-        wavelength_unit: `Angstrom`, `nm`, `um`, `log10(Angstrom)`, or any unit of a wavelength, frequency, energy or
-            wavenumber that astropy knows.
+        wavelength_unit: `Angstrom`, `nm`, `um`, `log10(Angstrom)`, `ln(Angstrom)`, or any unit of a wavelength,
+            frequency, energy or wavenumber that astropy knows.
         resolving_power: lambda / FWHM.
         bad_pixel: What True means in an array called `mask`, or any bit in a bitmask.
-        reader: Options for `readers.any_file.read_spectrum`.
+        reader: Options for `readers.any_file.read_spectrum`. `velocity` of a LAMOST file replaces its own redshift;
+            `medium`, `frame` ("rest" = velocity 0), `wavelength_unit` and, of other formats, `velocity` are the same as
+            told above.
 
     Raises:
         ValueError: A value that can be none, or velocity and redshift both.
@@ -71,6 +80,11 @@ class Conventions:
             raise ValueError(
                 f"give velocity (km/s) or redshift, not both; got {self.velocity!r} and {self.redshift!r}."
             )
+        for name in ("velocity", "redshift", "resolving_power"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, number_of(name, getattr(self, name)))
+        if self.wavelength_unit is not None:
+            object.__setattr__(self, "wavelength_unit", str(self.wavelength_unit))  # one of astropy's, perhaps
         if self.velocity is not None and not abs(self.velocity) <= FASTEST:
             raise ValueError(f"velocity must lie within +-{FASTEST:.0f} km/s, got {self.velocity!r}.")
         if self.redshift is not None and not abs(self.redshift) <= FASTEST / SPEED_OF_LIGHT:
@@ -175,7 +189,7 @@ _SPELLINGS = {
     "nanometer": "nm", "nanometers": "nm", "nanometre": "nm", "micron": "um", "microns": "um", "µm": "um", "μm": "um",
     "micrometer": "um", "micrometers": "um", "micrometre": "um",
 }  # fmt: skip
-_LOGARITHM = re.compile(r"^\s*(?:log10|log|dex)\s*\(\s*(.+?)\s*\)\s*$", re.IGNORECASE)
+_LOGARITHM = re.compile(r"^\s*(log10|log|dex|ln)\s*\(\s*(.+?)\s*\)\s*$", re.IGNORECASE)
 
 
 def _unit_name(unit: str) -> str:
@@ -195,7 +209,8 @@ def to_angstrom(values: np.ndarray, unit: str) -> tuple[np.ndarray, bool]:
     """
     if logarithm := _LOGARITHM.match(unit):
         with np.errstate(over="ignore"):
-            return to_angstrom(10.0**values, logarithm[1])
+            base = math.e if logarithm[1].lower() == "ln" else 10.0
+            return to_angstrom(base**values, logarithm[2])
     unit = _unit_name(unit)
     if (factor := _LENGTHS.get(unit)) is not None:
         return values * factor, False
@@ -248,6 +263,11 @@ def _what_bare_numbers_look_like(wavelength: np.ndarray) -> str | None:
         return f"{came} looks like metres; {told}'m'."
     if low >= 3.3 and high <= 4.7:
         return f"{came} looks like log10(Angstrom), or micron; {told}'log10(Angstrom)' or 'um'."
+    if low >= 8.1 and high <= 9.8:  # 3,300 to 18,000 Angstrom
+        return (
+            f"{came} looks like the natural logarithm of Angstrom, or micron; {told}'ln(Angstrom)' or 'um'. (Those of "
+            "log10 lie in 3.3 to 4.7.)"
+        )
     if middle < 30:
         return f"{came} looks like micron; {told}'um'."
     if middle < 2800:
@@ -269,9 +289,44 @@ def speed_of(value: Any) -> Any:
     from astropy import units as u
 
     try:
-        return float(u.Quantity(value.value, unit).to_value(u.km / u.s))
+        return u.Quantity(value.value, unit).to_value(u.km / u.s)
     except u.UnitConversionError as error:
-        raise ValueError(f"velocity must be in km/s, got {value.value} {unit}.") from error
+        raise ValueError(f"velocity must be in km/s, got {value.value} {unit}".rstrip() + ".") from error
+
+
+_NEEDED = {
+    "velocity": "one number of km/s (positive = receding), or a Quantity of a velocity",
+    "redshift": "one number z, without a unit",
+    "resolving_power": "one number lambda / FWHM, without a unit",
+}
+
+
+def number_of(name: str, value: Any) -> float:
+    """A number that a user told: velocity in km/s, redshift, resolving power.
+
+    Raises:
+        ValueError: It is no number, several of them, or of another unit.
+    """
+    if name == "velocity":
+        plain = speed_of(value)
+    elif (unit := getattr(value, "unit", None)) is None:
+        plain = value
+    else:
+        from astropy import units as u
+
+        try:
+            plain = u.Quantity(value.value, unit).to_value(u.one)
+        except u.UnitConversionError as error:
+            speed = " Is it a velocity? Pass velocity=." * (name == "redshift")
+            raise ValueError(f"{name} must be {_NEEDED[name]}; got {value.value} {unit}.{speed}") from error
+    shape = np.shape(plain)
+    if shape or isinstance(plain, (str, bytes, bool, np.bool_)) or plain is np.ma.masked:
+        each = f' For one per spectrum: {{"flux": ..., "wavelength": ..., "{name}": ...}}.' if shape else ""
+        raise ValueError(f"{name} must be {_NEEDED[name]}; got {_shown(value)}.{each}")
+    try:
+        return float(plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {_NEEDED[name]}; got {_shown(value)}.") from error
 
 
 # ---------------------------------------------------------------- one spectrum
@@ -357,6 +412,7 @@ def spectrum_of(given: Given, conventions: Conventions, default_name: str) -> tu
             f"{0 if ivar is None else int((~(ivar > 0)).sum())} no usable error. Is a mask inverted, or an error 0 "
             "everywhere?"
         )
+    check_light("the flux", pixels.flux, pixels.bad)
     pixels = _in_order(pixels, assumed)
     return (
         Spectrum(
@@ -379,6 +435,21 @@ def _check_shapes(given: Given, flux: np.ndarray, wavelength: np.ndarray) -> Non
     if flux.ndim != 1 or wavelength.ndim != 1 or flux.shape != wavelength.shape:
         raise ValueError(
             f"flux and wavelength must be 1-D with one value per pixel, got shapes {flux.shape} and {wavelength.shape}."
+        )
+
+
+def check_light(what: str, flux: np.ndarray, bad: np.ndarray) -> None:
+    """Refuse a flux of which no good pixel is positive.
+
+    Raises:
+        ValueError: None is.
+    """
+    if not (flux[~bad] > 0).any():
+        good = flux[~bad]
+        raise ValueError(
+            f"{what} must be proportional to light, but none of its {good.size} good pixels is positive (they go from "
+            f"{good.min():.4g} to {good.max():.4g}). Was its sign turned, the continuum subtracted, or a background "
+            "taken off twice? A logarithm or magnitude must become a flux first: 10**(-0.4 x mag)."
         )
 
 
@@ -472,13 +543,13 @@ def _bad_pixels(given: Given, shape: tuple[int, ...], sign: Sign | None) -> np.n
         known = given.told.bad_pixel or sign or ("True is bad" if name == "bad_pixel" and boolean else None)
         if known is None and boolean:
             raise ValueError(
-                "mask may mean either sign; pass bad_pixel='True is bad' or bad_pixel='True is good', or call the "
-                "array bad_pixel (True = do not trust)."
+                "mask may mean either sign; pass bad_pixel='True is bad' or bad_pixel='True is good' (--bad-pixel), or "
+                "call the array or column bad_pixel (True or 1 = do not trust)."
             )
         if known is None or (known == "True is good" and not boolean):
             raise ValueError(
-                f"{name} is a bitmask (values up to {values.array.max():.0f}); pass bad_pixel='True is bad' if any bit "
-                "makes a pixel bad, else give bad_pixel = (bitmask & bad_bits) != 0."
+                f"{name} is a bitmask (values up to {values.array.max():.0f}); pass bad_pixel='True is bad' "
+                "(--bad-pixel) if any bit makes a pixel bad, else give bad_pixel = (bitmask & bad_bits) != 0."
             )
         # A name that says its sign is not turned round by what was told of another.
         good_is_true = known == "True is good" and name == "mask"
@@ -499,7 +570,11 @@ def _resolving_power(given: Given, conventions: Conventions, assumed: list[str])
                     "was taken for all pixels"
                 )
     if told is None and given.fwhm is None:
-        told = conventions.resolving_power
+        return conventions.resolving_power
+    if told is not None and conventions.resolving_power and abs(told / conventions.resolving_power - 1) >= 0.01:
+        assumed.append(
+            f"resolving_power={conventions.resolving_power:g} was not used, since the {given.what} tells {told:g}"
+        )
     return told
 
 
@@ -517,7 +592,7 @@ def _rest_wavelength(
             "float64."
         )
     own_unit, passed = values.unit or given.told.wavelength_unit, conventions.wavelength_unit
-    if own_unit and passed and not _same_unit(own_unit, passed):
+    if own_unit and passed and not same_unit(own_unit, passed):
         raise ValueError(
             f"its wavelengths come in {own_unit!r}, but wavelength_unit={passed!r} was passed; leave it out, or take "
             "the unit off."
@@ -566,7 +641,8 @@ def _to_vacuum(wavelength: np.ndarray) -> np.ndarray:
     return np.where(wavelength >= 2000.0, air_to_vacuum(np.maximum(wavelength, 2000.0)), wavelength)
 
 
-def _same_unit(one: str, other: str) -> bool:
+def same_unit(one: str, other: str) -> bool:
+    """Whether two units of wavelengths are one, however they are spelled."""
     if _unit_name(one) == _unit_name(other):
         return True
     try:
@@ -576,24 +652,36 @@ def _same_unit(one: str, other: str) -> bool:
         return False
 
 
+SAME_VELOCITY = 0.1
+"""km/s; velocities that differ by less are one, written with fewer digits, and no line of a star tells them apart."""
+
+
+def same_shift(one: float, other: float) -> bool:
+    """Whether two ratios of observed to rest wavelength are one, within `SAME_VELOCITY`."""
+    return abs(one - other) * SPEED_OF_LIGHT < SAME_VELOCITY
+
+
 def _shift_of(given: Given, conventions: Conventions) -> float | None:
-    """Observed / rest wavelength; None = nobody has told."""
+    """Observed / rest wavelength; None = nobody has told, or it is at rest."""
     own, told = given.told.shift, conventions.shift
     if given.at_rest is False and own is None and told is None:
         raise ValueError(
-            f"the {given.what} says that it is not in the star's rest frame; pass velocity= (km/s, positive = "
-            "receding) or redshift=."
+            f"the {given.what} says that it is not in the star's rest frame; pass velocity= (--velocity; km/s, "
+            "positive = receding) or redshift=."
         )
-    if given.at_rest and (own is not None or told is not None):
-        raise ValueError(
-            f"the {given.what} says that it is in the star's rest frame already, so a velocity or redshift would be "
-            "taken out twice; leave it out."
-        )
-    if own is not None and told is not None:
+    if given.at_rest:
+        for shift in (own, told):
+            if shift is not None and not same_shift(shift, 1.0):
+                raise ValueError(
+                    f"the {given.what} says that it is in the star's rest frame already, so the velocity of "
+                    f"{(shift - 1) * SPEED_OF_LIGHT:.2f} km/s would be taken out twice; leave it out."
+                )
+        return None
+    if own is not None and told is not None and not same_shift(own, told):
         raise ValueError(
             f"the {given.what} brings its own redshift ({own - 1:.6g}, {(own - 1) * SPEED_OF_LIGHT:.2f} km/s), so the "
-            f"one passed ({told - 1:.6g}) would be taken out as well; leave it out, or take it off the "
-            f"{given.what}."
+            f"one passed ({told - 1:.6g}, {(told - 1) * SPEED_OF_LIGHT:.2f} km/s) would be taken out as well; leave it "
+            f"out, or take it off the {given.what}."
         )
     return told if own is None else own
 

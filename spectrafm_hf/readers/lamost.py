@@ -11,7 +11,7 @@ Source: LAMOST data release documents (DR1, DR3, DR7, DR10); Luo et al. 2015 (RA
 Wavelengths are vacuum Angstrom in the heliocentric frame (VACUUM = T, HELIO = T), **not at rest**: they are divided by
 1 + Z with Z (redshift of the star, without unit) from the header. In two real DR1 stars the Ca II line at 8544.44 lies
 at 8544.5 (F9) and 8546.3 (M0) after that. LAMOST's velocities are low by about 5 km/s (Luo et al. 2015); nothing is
-added for that. A file without a usable Z (-9999) is refused unless `velocity` is given.
+added for that. A file without a usable Z (-9999) is refused unless a velocity is given.
 
 Bad pixels: any bit of ANDMASK (`pixel_flags.LAMOST_PIXMASK`), inverse variance 0, flux not finite. R = 1,800 at 5,500
 Angstrom with the 2/3 slit, and lower towards the blue.
@@ -105,17 +105,23 @@ def _late(file: FitsFile) -> tuple[np.ndarray, ...]:
     return (wavelength, *columns[1:])
 
 
+def own_redshift(file: FitsFile) -> float | None:
+    """The star's redshift as the header has it; None = it has none, or one that no star can have."""
+    z = file.primary.optional_number("Z")
+    return None if z is None or not abs(z) <= FASTEST else z
+
+
 def _redshift(path: Path, file: FitsFile, velocity: float | None) -> float:
     if velocity is not None:
         if not np.isfinite(velocity) or abs(velocity) > FASTEST * SPEED_OF_LIGHT:
             raise ValueError(f"velocity must lie within +-{FASTEST * SPEED_OF_LIGHT:.0f} km/s, got {velocity!r}.")
         return velocity / SPEED_OF_LIGHT
-    z = file.primary.optional_number("Z")
-    if z is None or abs(z) > FASTEST:
+    z = own_redshift(file)
+    if z is None:
         raise ValueError(
             f"{path}, HDU 0: needs the star's redshift Z (within +-{FASTEST}) to shift its spectrum to rest, got "
-            f"{file.primary.get('Z')!r}. Pass velocity= (km/s, positive = receding) if you know it; velocity=0 leaves "
-            "the spectrum where it is."
+            f"{file.primary.get('Z')!r}. Pass velocity= (km/s, positive = receding; --velocity) if you know it; "
+            "velocity=0 leaves the spectrum where it is."
         )
     return z
 
@@ -125,7 +131,8 @@ def read_lamost(path: Path | FitsFile, velocity: float | None = None, check_sums
 
     Args:
         path: FITS file, plain or gzipped; or one that is open.
-        velocity: Radial velocity, km/s, positive = receding, heliocentric; overrides the header's Z.
+        velocity: Radial velocity, km/s, positive = receding, heliocentric; **replaces** the header's Z. What a user
+            tells of spectra in general does not (see `in_memory.Conventions`).
         check_sums: See `fits_file.open_fits`.
 
     Returns:

@@ -7,6 +7,7 @@ by whatever the star's velocity is. So `medium`, and `frame` or `velocity`, must
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -50,30 +51,47 @@ def check_told(path: Path, medium: str | None, frame: str | None, velocity: floa
 def _wavelength(path: Path, read: Any, told_unit: str | None) -> np.ndarray:
     """Spectral axis (wavelength, frequency, energy or wavenumber) -> Angstrom.
 
-    specutils takes a linear axis without CUNIT1 for Angstrom; that is a guess too, so the unit must then be told.
+    specutils takes a linear axis without CUNIT1 for Angstrom; that is a guess too, so the unit must then be told. An
+    axis that has its unit may have been put into another one (metres, of a WCS), so it is the header's unit that one
+    which is told must not contradict, and the values are never given another.
     """
     from astropy import units as u
 
+    from .in_memory import same_unit, to_angstrom  # which imports this module
+
     axis = read.spectral_axis
     header = read.meta.get("header") if hasattr(read.meta, "get") else None
-    if header is not None and "CRVAL1" in header and told_unit is None:
-        words = f"{header.get('CUNIT1', '')} {header.get('WAT1_001', '')}".lower()
-        if not str(header.get("CUNIT1", "")).strip() and "units=" not in words:
+    own, bare = str(getattr(axis, "unit", "") or ""), False
+    if header is not None and "CRVAL1" in header and "COEFF0" not in header:
+        words = f"{header.get('WAT1_001', '')}"
+        named = re.search(r"units\s*=\s*(\S+)", words, re.IGNORECASE)
+        own = str(header.get("CUNIT1", "")).strip() or (named[1] if named else "")
+        bare = not own
+        if bare and told_unit is None:
             raise ValueError(
                 f"{path}: its wavelength axis (CRVAL1 = {header['CRVAL1']!r}) has no unit (CUNIT1); pass "
                 "wavelength_unit='Angstrom', 'nm' or 'um'."
             )
     try:
-        unit = getattr(axis, "unit", None) if told_unit is None else u.Unit(told_unit)
+        if told_unit is not None:
+            to_angstrom(np.ones(1), told_unit)  # refuses what is no unit
+            if own and not same_unit(own, told_unit):
+                raise ValueError(
+                    f"its wavelengths come in {own!r}, but wavelength_unit={told_unit!r} was passed; leave it out, or "
+                    "correct the file."
+                )
+        if bare:  # whose values are the header's numbers, whatever unit specutils gave them
+            return to_angstrom(np.asarray(axis.value, dtype=np.float64), str(told_unit))[0]
+        unit = getattr(axis, "unit", None)
+        if unit is None or unit.physical_type not in ("length", "frequency", "energy", "wavenumber"):
+            raise ValueError(
+                f"needs a spectral axis in Angstrom, nm, micron, Hz, eV or 1/cm, got the unit '{unit}'. "
+                "Set it in the header (CUNIT1), pass wavelength_unit=, or give the arrays themselves."
+            )
+        quantity = u.Quantity(np.asarray(axis.value, dtype=np.float64), unit)
+        return np.asarray(quantity.to_value(u.AA, equivalencies=u.spectral()), dtype=np.float64)
     except ValueError as error:
-        raise ValueError(f"{path}: wavelength_unit must be a unit astropy knows, got {told_unit!r}.") from error
-    if unit is None or unit.physical_type not in ("length", "frequency", "energy", "wavenumber"):
-        raise ValueError(
-            f"{path}: needs a spectral axis in Angstrom, nm, micron, Hz, eV or 1/cm, got the unit '{unit}'. "
-            "Set it in the header (CUNIT1), pass wavelength_unit=, or give the arrays themselves."
-        )
-    quantity = u.Quantity(np.asarray(axis.value, dtype=np.float64), unit)
-    return np.asarray(quantity.to_value(u.AA, equivalencies=u.spectral()), dtype=np.float64)
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _ivar(uncertainty: Any) -> np.ndarray | None:
@@ -107,6 +125,7 @@ def read_with_specutils(
     row: int | None = None,
     file_format: str | None = None,
     wavelength_unit: str | None = None,
+    default_name: str | None = None,
 ) -> Spectrum:
     """Read a spectrum with `specutils.Spectrum.read`.
 
@@ -119,6 +138,7 @@ def read_with_specutils(
         row: Which spectrum, where the file holds several.
         file_format: Name of the format for specutils, if it cannot tell (`Spectrum.read.list_formats()`).
         wavelength_unit: Unit of the spectral axis, e.g. `nm`, if the file does not tell.
+        default_name: Name of the star where neither `star_id` nor the header tells it.
 
     Returns:
         Flux in the file's unit (in `meta`); bad where specutils' mask says so or the flux is not finite; resolution
@@ -177,7 +197,7 @@ def read_with_specutils(
         )
     if medium == "air":
         wavelength = air_to_vacuum(wavelength)
-    name = star_id or _name(read)
+    name = star_id or _name(read) or default_name
     if name is None:
         raise ValueError(f"{path}: its header names no star (OBJECT); pass star_id=, on which the star's split hangs.")
     flux, ivar, bad_pixel = trusted(flux, None if ivar is None else ivar[order], bad_pixel)

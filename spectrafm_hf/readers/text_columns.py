@@ -4,11 +4,14 @@ Columns are parted by blanks, tabs, commas or semicolons; lines that begin with 
 last line before the numbers that has as many words as there are columns names them, a unit in brackets included:
 `wavelength[nm] flux flux_error`. Without names the first column is the wavelength and the second the flux, or the other
 way round if only the second one runs in one direction; further columns are not used, since nothing says what they are.
+A gzipped text is read as the text it is.
 """
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,28 @@ _WITH_UNIT = re.compile(r"^(.+?)[\[(](.*?)[\])]$")
 _NOTHING = {"nan", "null", "none", "--", "-", "n/a", "na", "indef", ""}
 
 
-def is_text(path: Path) -> bool:
-    """Whether a file begins with printable ASCII that is no FITS header, web page (a failed download) or JSON."""
+def unpacked(path: Path, most: int) -> bytes:
+    """The first bytes, unpacked if the file is gzipped, whatever its suffix."""
     with path.open("rb") as stream:
-        start = stream.read(512)
+        if stream.read(2) == b"\x1f\x8b":
+            with gzip.open(path, "rb") as packed:
+                return packed.read(most)
+        stream.seek(0)
+        return stream.read(most)
+
+
+def _start(path: Path, most: int) -> bytes:
+    """As `unpacked`; of a damaged archive nothing, whose reader will say so."""
+    try:
+        return unpacked(path, most)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file, plain or gzipped, begins with printable ASCII that is no FITS header, web page (a failed
+    download) or JSON."""
+    start = _start(path, 512)
     text = start.removeprefix(b"\xef\xbb\xbf")  # what Windows puts before
     # a FITS header, even a damaged one, has no line break in its first 80 bytes
     fits = start[:6] == b"SIMPLE" or (len(start) == 512 and b"\n" not in start and b"\r" not in start)
@@ -41,8 +62,7 @@ def is_text(path: Path) -> bool:
 
 def is_ecsv(path: Path) -> bool:
     """Whether it is a text file with units, as astropy writes it."""
-    with path.open("rb") as stream:
-        return stream.read(len(ECSV)) == ECSV
+    return _start(path, len(ECSV)) == ECSV
 
 
 def _numbers(words: list[str]) -> list[float] | None:
@@ -62,9 +82,15 @@ def read_text_columns(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     Raises:
         ValueError: It is too large, has fewer than two columns, or a line is not like the others.
     """
-    if path.stat().st_size > LARGEST:
+    try:
+        content = unpacked(path, LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: is a gzipped text, but unpacking failed ({error}); copy or fetch it again."
+        ) from error
+    if len(content) > LARGEST:
         raise ValueError(f"{path}: is a text of more than {LARGEST >> 20} MiB, too long for one spectrum.")
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
     rows: list[list[float]] = []
     named: list[list[str]] = []
     for number, line in enumerate(lines, start=1):

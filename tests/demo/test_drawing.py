@@ -1,13 +1,17 @@
 """What the page draws and says, without a browser."""
 
+import re
+import shutil
 import tomllib
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from survey_files import write_aspcapstar
+from astropy.io import fits
+from survey_files import write_aspcapstar, write_lamost
 
 import spectrafm_hf
 from spectrafm_hf.examples import EXAMPLES, example
@@ -17,6 +21,8 @@ from spectrafm_hf.sources import read_source
 from .conftest import APP, ROOT
 
 GIANT = "h-band-red-giant"
+NOTHING = ("", "", "", "")
+"""Told: medium, unit, velocity, resolving power."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def test_long_spectra_are_thinned_for_the_eye_alone(app):
 
 
 def test_the_table_has_the_numbers_of_predict(app):
-    sentences, results, html, csv, ecsv, *_ = app.answer(None, GIANT, "", None, None, "teff")
+    sentences, results, html, csv, ecsv, *_ = app.answer(None, GIANT, *NOTHING, "teff")
     table = spectrafm_hf.predict(example(GIANT))
     for row in table:
         digits = app.digits_of(row["sigma"])
@@ -106,16 +112,20 @@ def test_the_table_has_the_numbers_of_predict(app):
     for path in (csv, ecsv):
         written = type(table).read(path, format=f"ascii.{Path(path).suffix[1:]}")
         np.testing.assert_array_equal(written["value"], table["value"])
-    assert "4,650" in html
+    assert "4,650 K" in html
+    assert len(re.findall(r"<td class='interval'>[-\d,.]+ to [-\d,.]+ (?:K|dex)</td>", html)) == len(table)
+    assert f"spectrafm-small of spectrafm_hf {metadata.version('spectrafm_hf')}" in html
+    assert table["revision"][0] in html
     assert results["visible"]
     assert "synthetic" in sentences
 
 
 def test_what_was_not_learned_is_called_a_guess(app):
-    sentences, _, html, *_ = app.answer(None, "optical-solar-like", "", None, None, "teff")
+    sentences, _, html, *_ = app.answer(None, "optical-solar-like", *NOTHING, "teff")
     assert html.count("a guess") == 2  # [Mg/Fe] and [O/Fe]
     assert "Be careful" in sentences
     assert "[Mg/Fe], [O/Fe]: learned from" in sentences
+    assert app.rests_on(True, np.bool_(False)) == app.rests_on(False, False)
 
 
 @pytest.mark.parametrize(("sigma", "digits"), [(47.0, 0), (8.0, 1), (0.13, 2), (0.026, 3), (0.0004, 3), (np.nan, 3)])
@@ -133,7 +143,7 @@ def test_no_answer_is_said_not_drawn_as_a_number(app):
 def test_names_from_outside_cannot_write_into_the_page(app, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.fits"
     path.write_bytes(b"SIMPLE  = nothing")
-    said, results, *rest = app.answer(str(path), None, "", None, None, "teff")
+    said, results, *rest = app.answer(str(path), None, *NOTHING, "teff")
     assert "<img" not in said
     assert "&lt;img" in said
     assert str(tmp_path) not in said
@@ -145,7 +155,7 @@ def test_what_is_too_large_is_not_even_read(app, tmp_path):
     path = tmp_path / "survey.fits"
     with path.open("wb") as file:
         file.truncate(51_000_000)
-    said, *_ = app.answer(str(path), None, "", None, None, "teff")
+    said, *_ = app.answer(str(path), None, *NOTHING, "teff")
     assert "51 MB" in said
     assert "up to 50 MB" in said
 
@@ -155,16 +165,131 @@ def test_what_nobody_foresaw_is_a_sentence_as_well(app, tmp_path, monkeypatch, c
         raise RuntimeError("secret of the server")
 
     monkeypatch.setattr(app, "look", fails)
-    said, *_ = app.answer(str(write_aspcapstar(tmp_path / "star.fits")), None, "", None, None, "teff")
+    said, *_ = app.answer(str(write_aspcapstar(tmp_path / "star.fits")), None, *NOTHING, "teff")
     assert "not foreseen" in said
     assert "secret" not in said
     assert "secret" in caplog.text
 
 
-def test_a_velocity_for_a_star_at_rest_is_refused_where_it_can_be_mended(app):
-    said, *_ = app.answer(None, GIANT, "", 100.0, None, "teff")
+def uploaded(app, path, medium="", unit="", velocity="", power=""):
+    """Sentences and table of a file of the user's."""
+    said, _, table, *_ = app.answer(str(path), None, medium, unit, velocity, power, "teff")
+    return said, table
+
+
+@pytest.mark.parametrize("name", ["optical-solar-like", "h-band-dwarf"])
+def test_of_real_stars_the_table_says_what_synthetic_ones_cannot(app, tmp_path, name):
+    """The page cannot know that this copy is synthetic, too."""
+    shutil.copy(example(name), tmp_path / "mine.fits")
+    _, table = uploaded(app, tmp_path / "mine.fits")
+    assert "never saw a real star" in table or "Real optical stars differ" in table
+    record = (Path(spectrafm_hf.shipped("spectrafm-small")) / "stage.json").read_text()
+    offset = r"(?:Teff|log g|\[Fe/H\]) by [-+][\d.]+ (?:K|dex) \(scatter [\d.]+; \d+% inside the 68 % interval\)"
+    figures = re.findall(offset, record)
+    assert len(figures) == 3
+    optical = name == "optical-solar-like"
+    assert all((one in table) == optical for one in figures)
+    assert table.count("too narrow for real ones") == 3 * optical  # not of [Mg/Fe] and [O/Fe], which are guesses
+    example_table = app.answer(None, name, *NOTHING, "teff")[2]
+    assert "eal optical stars" not in example_table
+    assert "real ones" not in example_table
+
+
+def text_of(path, factor=1.0):
+    """The solar-like example as two columns of text, at rest; wavelengths of vacuum Angstrom times a factor."""
+    (reading,) = read_source(example("optical-solar-like"))
+    np.savetxt(path, np.column_stack([factor * reading.spectrum.wavelength, reading.spectrum.flux]))
+    return path
+
+
+def test_an_empty_velocity_is_none_and_0_is_told(app, tmp_path):
+    path = text_of(tmp_path / "star.txt")
+    said, table = uploaded(app, path, medium="vacuum")
     assert "could not be read" in said
-    assert app.TOLD in said
+    assert not table
+    said, table = uploaded(app, path, medium="vacuum", velocity="0", power="1800")
+    assert "Told by you" in said
+    assert "adial velocity 0 km/s" in said
+    assert "esolving power 1,800" in said
+    assert "avelengths are in vacuum" in said
+    assert "Told by you" not in uploaded(app, example(GIANT))[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "number"), [("", None), ("  ", None), (None, None), ("0", 0.0), ("\u221212.5", -12.5)]
+)
+def test_a_field_holds_a_number_or_nothing(app, typed, number):
+    assert app.number_in("radial velocity", "in km/s", typed) == number
+
+
+@pytest.mark.parametrize("typed", ["fast", "1,800", "12 km/s", "nan", "inf"])
+def test_what_is_no_number_is_a_sentence(app, typed):
+    said, _ = uploaded(app, example(GIANT), velocity=typed)
+    assert f"\u201cradial velocity\u201d must be one number, in km/s and positive = receding, got \u201c{typed}" in said
+    said, _ = uploaded(app, example(GIANT), power=typed)
+    assert "\u201cresolving power\u201d must be one number, wavelength / FWHM" in said
+
+
+def refusals(app, folder):
+    """Name of a field -> what is said of a file that needs it."""
+    text, in_nm = text_of(folder / "star.txt"), text_of(folder / "nm.txt", 0.1)
+    axis = {"CRVAL1": 4000.0, "CDELT1": 1.0, "CRPIX1": 1.0}
+    fits.PrimaryHDU(np.ones(3000, "f4"), fits.Header(axis)).writeto(folder / "axis.fits")
+    yield app.MEDIUM, uploaded(app, text)[0]
+    yield app.VELOCITY, uploaded(app, text)[0]
+    yield app.VELOCITY, uploaded(app, text, medium="air")[0]
+    yield app.MEDIUM, uploaded(app, folder / "axis.fits", velocity="0")[0]
+    yield app.VELOCITY, uploaded(app, folder / "axis.fits", medium="air")[0]
+    yield app.VELOCITY, uploaded(app, write_lamost(folder / "no-z.fits", layout="dr10", z=-9999.0))[0]
+    yield app.UNIT, uploaded(app, in_nm, medium="vacuum", velocity="0")[0]
+    yield app.VELOCITY, uploaded(app, text, medium="air", velocity="5000")[0]
+    yield app.POWER, uploaded(app, text, medium="air", velocity="0", power="-3")[0]
+
+
+def test_refusals_name_fields_of_the_page(app, tmp_path):
+    for field, said in refusals(app, tmp_path):
+        said = re.sub(r"<[^>]+>", " ", said)
+        assert f"\u201c{field}\u201d" in said
+        assert app.TOLD in said
+        assert not re.search(r"[a-z_]=(?! )|--|None", said), said  # neither Python nor the command line
+
+
+def test_what_the_page_has_no_field_for_the_package_has(app):
+    error = ValueError("/x/rows.fits, HDU 1: holds 3 spectra, one per row; say which with row=.")
+    said = app.friendly(error, Path("/x/rows.fits"))
+    assert "no field for row" in said
+    assert "reader={&quot;row&quot;: ...}" in said
+
+
+def test_what_contradicts_the_file_is_refused_where_it_can_be_mended(app):
+    for said in (
+        app.answer(None, GIANT, "", "", "100", "", "teff")[0],
+        app.answer(None, "optical-solar-like", "", "", "100", "", "teff")[0],
+    ):
+        assert "could not be read" in said
+        assert "100 km/s was told" in said
+        assert "reader=" not in said
+        assert app.TOLD in said
+
+
+def test_few_good_pixels_do_not_set_the_scale_of_attention(app, shown):
+    """LAMOST's first patch begins outside of its spectrum: 13 of 128 pixels are left, and share what it gets."""
+    (reading,) = read_source(example("optical-solar-like"))
+    optical = app.look(app.the_labeller(), reading.spectrum)
+    few = optical.seen < 3712
+    np.testing.assert_array_equal(optical.few, few)
+    for label in ("teff", "o_fe"):
+        curve = optical.attention[label]
+        top = app.draw(optical, label).layout.yaxis2.range[1]
+        assert curve[~few].max() < top < 1.2 * curve[~few].max()
+        assert curve[few].max() > top
+        words = app.places_html(optical, label)
+        assert f"3,700 to 3,712 \u00c5 attention rises out of the picture, to {curve[few].max():.1f}" in words
+        assert "13 good pixels" in words
+        assert "without a triangle holds no line of the list" in words
+    assert not shown.few.any()
+    assert app.draw(shown, "teff").layout.yaxis2.range[1] > shown.attention["teff"].max()
+    assert "out of the picture" not in app.places_html(shown, "teff")
 
 
 def test_the_space_asks_for_what_the_package_asks_for():

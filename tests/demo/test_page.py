@@ -168,13 +168,60 @@ def test_a_bad_file_gets_a_sentence(page, tmp_path, name, content):
         picture(page, "1280x900-refused")
 
 
+def test_a_file_that_is_taken_away_takes_its_refusal_along(page, tmp_path):
+    (tmp_path / "empty.fits").write_bytes(b"")
+    upload(page, tmp_path / "empty.fits")
+    assert page.is_visible("#refused")
+    page.click("#file button[aria-label='Clear']")
+    said(page, "Choose an example star")
+    assert not page.is_visible("#refused")
+
+
+WATCH = """() => {
+    window.changed = 0;
+    const all = {subtree: true, childList: true, characterData: true, attributes: true};
+    new MutationObserver(() => { window.changed = performance.now(); }).observe(document.querySelector("#said"), all);
+}"""
+
+
+def read_again(page):
+    """And wait until it has been read: where nothing becomes another, only the clock that runs meanwhile tells."""
+    page.evaluate(WATCH)
+    page.click("#again")
+    page.wait_for_function("window.changed > 0 && performance.now() - window.changed > 1500")
+
+
+def test_what_nobody_typed_is_not_told(page, tmp_path):
+    """The header's velocity, -152 km/s, must not become 0 because its field was looked at."""
+    star = tmp_path / "moving.fits"
+    star.write_bytes(example("optical-metal-poor").read_bytes())
+    upload(page, star)
+    before = labels_on(page)
+    page.click("#conventions button")
+    page.wait_for_selector("#velocity", state="visible")
+    fields = page.query_selector_all("#velocity input, #velocity textarea, #power input, #power textarea")
+    assert [field.input_value() for field in fields] == ["", ""]
+    read_again(page)
+    assert "Told by you" not in page.inner_text("#said")
+    assert labels_on(page) == before
+    right(page, "optical-metal-poor")
+    picture(page, "1280x900-own-optical")
+
+
 def test_what_a_file_does_not_tell_can_be_told(page, tmp_path):
     """A LAMOST file without a redshift is refused, until its velocity is given."""
     upload(page, write_lamost(tmp_path / "no-redshift.fits", layout="dr10", z=-9999.0))
     assert "redshift" in page.inner_text("#refused")
-    assert "You can tell it under" in page.inner_text("#refused")
+    assert "Fill in \u201cradial velocity\u201d" in page.inner_text("#refused")
     page.click("#conventions button")
-    page.fill("#conventions input[type=number] >> nth=0", "0")
+    page.fill("#velocity input, #velocity textarea", "fast")
+    page.click("#again")
+    page.wait_for_selector("#refused:has-text('must be one number, in km/s')")
+    page.fill("#velocity input, #velocity textarea", "0")
     page.click("#again")
     page.wait_for_selector("#labels table.labels")
     assert "no-redshift.fits" in page.inner_text("#said")
+    assert "adial velocity 0 km/s" in page.inner_text("#said")
+    choose(page, "h-band-red-giant")  # which is at rest: what was told was of another star
+    right(page, "h-band-red-giant")
+    assert "Told by you" not in page.inner_text("#said")

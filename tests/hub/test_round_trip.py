@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import venv
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -16,12 +17,14 @@ import yaml
 from conftest import ARCHITECTURE, PATCH_SIZE, star_flux
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
+from typer.testing import CliRunner
 
 from spectrafm_hf import SpectraFMForLabelPrediction, cli
 from spectrafm_hf.builders.build import build_dataset
 from spectrafm_hf.builders.grids import read_wavelength_grid
 from spectrafm_hf.builders.synthetic import SyntheticConfig
 from spectrafm_hf.hub import load_pretrained, push
+from spectrafm_hf.stages import few_threads
 
 from .conftest import STRANGER, TOKEN
 
@@ -59,18 +62,19 @@ import json, sys
 import numpy as np
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
-repo, revision, told, trust = sys.argv[1], sys.argv[2], np.load(sys.argv[3]), sys.argv[4] == "trust"
+told, trust = np.load(sys.argv[1]), sys.argv[2] == "trust"
 if not trust:
     import spectrafm_hf
 spectra = [{name: told[name][i] for name in ("flux", "wavelength", "bad_pixel")} for i in range(len(told["flux"]))]
-loaded = [kind.from_pretrained(repo, revision=revision, trust_remote_code=trust)
-          for kind in (AutoConfig, AutoFeatureExtractor, AutoModel)]
-reader = pipeline("stellar-labels", model=repo, revision=revision, trust_remote_code=trust)
-print(json.dumps({
-    "answers": reader(spectra),
-    "modules": [type(one).__module__ for one in (*loaded, reader)],
-    "ours": sorted(name for name in sys.modules if name.split(".")[0] == "spectrafm_hf"),
-}))
+answers, modules = [], []
+for repo, revision in zip(sys.argv[3::2], sys.argv[4::2]):
+    loaded = [kind.from_pretrained(repo, revision=revision, trust_remote_code=trust)
+              for kind in (AutoConfig, AutoFeatureExtractor, AutoModel)]
+    reader = pipeline("stellar-labels", model=repo, revision=revision, trust_remote_code=trust)
+    answers.append(reader(spectra))
+    modules.append([type(one).__module__ for one in (*loaded, reader)])
+ours = sorted(name for name in sys.modules if name.split(".")[0] == "spectrafm_hf")
+print(json.dumps({"answers": answers, "modules": modules, "ours": ours}))
 """
 
 
@@ -92,6 +96,13 @@ def stranger_python(tmp_path_factory):
     ran = subprocess.run([python, "-c", absent], capture_output=True, text=True, cwd=folder)
     assert "No module named 'spectrafm_hf" in ran.stderr
     return python
+
+
+def spectrafm(*told):
+    """What the command says, in this process."""
+    ran = CliRunner().invoke(cli.app, [*map(str, told)])
+    assert ran.exit_code == 0, f"{ran.output} {ran.exception!r}"
+    return ran.output
 
 
 def command(*told, environment, cwd):
@@ -116,10 +127,11 @@ def run_recipe(recipe, folder, monkeypatch, capsys, *told):
     return printed.out + printed.err
 
 
-def read_elsewhere(python, hub, tmp_path, repo, revision, told, trust, offline=False):
+def read_elsewhere(python, hub, tmp_path, pinned, trust, offline=False):
+    """What another Python answers: for each of `pinned`, (repository, revision), one after the other."""
     environment = os.environ | hub.environment(None if offline else TOKEN, tmp_path / "elsewhere")
     ran = subprocess.run(
-        [python, "-c", READ, repo, revision, told, "trust" if trust else "ours"],
+        [python, "-c", READ, tmp_path / "stars.npz", "trust" if trust else "ours", *chain(*pinned)],
         env=environment | {"HF_HUB_OFFLINE": str(int(offline))}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -150,15 +162,11 @@ def test_from_a_built_dataset_to_three_published_stages(
     # A dataset: built, pushed, streamed back bit for bit.
     built = tmp_path / "spectra"
     options = ["--output", built, "--n", 900, "--backend", "cannon", "--metal-poor-share", 0.3, "--shards", 4]
-    spoken.append(
-        command("-m", "spectrafm_hf.cli", "build", "synthetic", *options, environment=environment, cwd=tmp_path)
-    )
-    shown = command("-m", "spectrafm_hf.cli", "push", built, "--to", "astro/spectra", "--dry-run",
-                    environment=environment, cwd=tmp_path)  # fmt: skip
+    spoken.append(spectrafm("build", "synthetic", *options))
+    shown = spectrafm("push", built, "--to", "astro/spectra", "--dry-run")
     assert "nothing was sent" in shown
     assert not hub.repos
-    spoken.append(command("-m", "spectrafm_hf.cli", "push", built, "--to", "astro/spectra",
-                          environment=environment, cwd=tmp_path))  # fmt: skip
+    spoken.append(spectrafm("push", built, "--to", "astro/spectra"))
     (version, _) = hub.commits("astro/spectra", "dataset")
     assert hub.repo("astro/spectra", "dataset").private
     for split in ("train", "validation"):
@@ -213,7 +221,12 @@ def test_from_a_built_dataset_to_three_published_stages(
     spectra = {"flux": 3e-14 * flux, "wavelength": np.tile(wavelength, (3, 1)), "bad_pixel": np.zeros(flux.shape, bool)}
     np.savez(tmp_path / "stars.npz", **spectra)
     each = [{name: values[i] for name, values in spectra.items()} for i in range(3)]
-    for repo, revision, folder in zip(repos, pinned, stages, strict=True):
+    everywhere = list(zip(repos, pinned, strict=True))
+    without = read_elsewhere(stranger_python, hub, tmp_path, everywhere, trust=True)
+    assert without["ours"] == []
+    for (repo, revision), folder, elsewhere, modules in zip(
+        everywhere, stages, without["answers"], without["modules"], strict=True
+    ):
         here = pipeline(
             "stellar-labels", model=SpectraFMForLabelPrediction.from_pretrained(folder),
             feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
@@ -225,19 +238,15 @@ def test_from_a_built_dataset_to_three_published_stages(
         by_hand = extractor.decode_labels(*_ask(model, extractor, spectra))
         np.testing.assert_allclose([one["teff"]["value"] for one in here], by_hand["teff"]["value"], rtol=1e-5)
         np.testing.assert_allclose([one["teff"]["sigma"] for one in here], by_hand["teff"]["sigma"], rtol=1e-5)
-        arguments = hub, tmp_path, repo, revision, tmp_path / "stars.npz"
-        without = read_elsewhere(stranger_python, *arguments, trust=True)
-        assert without["ours"] == []
-        assert all(module.startswith("transformers_modules") for module in without["modules"])
-        assert_same_answers(without["answers"], here)
-        if folder is stages[-1]:
-            with_us = read_elsewhere(sys.executable, *arguments, trust=False)
-            assert all(module.startswith("spectrafm_hf.") for module in with_us["modules"] if "Auto" not in module)
-            assert_same_answers(with_us["answers"], here)
-            n_requests = len(hub.requests)
-            from_cache = read_elsewhere(stranger_python, *arguments, trust=True, offline=True)
-            assert from_cache["answers"] == without["answers"]
-            assert len(hub.requests) == n_requests
+        assert all(module.startswith("transformers_modules") for module in modules)
+        assert_same_answers(elsewhere, here)
+    with_us = read_elsewhere(sys.executable, hub, tmp_path, everywhere[-1:], trust=False)
+    assert all(module.startswith("spectrafm_hf.") for module in with_us["modules"][0] if "Auto" not in module)
+    assert_same_answers(with_us["answers"][0], here)
+    n_requests = len(hub.requests)
+    from_cache = read_elsewhere(stranger_python, hub, tmp_path, everywhere, trust=True, offline=True)
+    assert from_cache["answers"] == without["answers"]
+    assert len(hub.requests) == n_requests
     assert here[0]["fe_h"]["learned"]
     assert here[0]["fe_h"]["calibrated"]
     assert not here[0]["teff"]["learned"]  # which the last stage did not learn, and less than half of these pixels told
@@ -268,16 +277,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_streamed_stage_that_is_killed_ends_as_it_would_have_although_main_moved_on(hub, tmp_path):
+def test_a_streamed_stage_that_is_killed_ends_as_it_would_have_although_main_moved_on(
+    hub, tmp_path, monkeypatch, capsys
+):
     """Eight steps of 16 spectra, a checkpoint at the fourth, killed after the sixth."""
     environment = hub.environment(TOKEN, tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
     built = tmp_path / "spectra"
     build_dataset([SyntheticConfig(n=900, backend="cannon")], built, 4)
     push(built, "astro/spectra")
     recipe = tmp_path / "stage.yaml"
-    recipe.write_text(yaml.safe_dump(SYNTHETIC | {"save_steps": 4, "validations": 0}))
+    stage = SYNTHETIC | {"save_steps": 4, "validations": 0}
+    recipe.write_text(yaml.safe_dump(stage))
     told = [str(TRAINING / "train.py"), str(recipe), "--output"]
-    command(*told, tmp_path / "whole", environment=environment, cwd=tmp_path)
+    with few_threads(1):
+        run_recipe(stage, tmp_path / "whole", monkeypatch, capsys)
     killed = subprocess.run(
         [sys.executable, "-c", KILL, *told, str(tmp_path / "broken")], env=os.environ | environment,
         capture_output=True, text=True,
