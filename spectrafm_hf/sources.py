@@ -375,7 +375,8 @@ def _with_resolving_power(
         return replace(spectrum, resolving_power=float(told)), tuple(notes)
     known = f"{own:.0f}" if own is not None else f"a FWHM of {spectrum.fwhm:g} Angstrom"
     same = own is not None and abs(own / told - 1) < 0.01
-    note = f"resolving_power={told:g} was not used, since {spectrum.survey} spectra are known to have {known}"
+    whose = "the file tells" if spectrum.survey == "other" else f"{spectrum.survey} spectra are known to have"
+    note = f"resolving_power={told:g} was not used, since {whose} {known}"
     return spectrum, (*notes, *(() if same else (note,)))
 
 
@@ -572,7 +573,7 @@ def read_file(path: Path, conventions: Conventions, several: bool = False) -> tu
     options.pop("check_sums", None)
     if not set(options) <= found.options:
         read_spectrum(path, **options)  # which refuses them, and says what the format takes
-    return _with_resolving_power(found.read(path if found.by_path else file, **options), told, notes)
+    return _with_resolving_power(found.spectrum_of(file, **options), told, notes)
 
 
 def _opened(path: Path, conventions: Conventions) -> FitsFile | None:
@@ -598,8 +599,7 @@ def _read_foreign(
     """A file of no survey that is known: columns of text, which tell neither medium nor frame, or another, which may
     tell one of them."""
     told, options = _told_and_options(conventions)
-    missing = [told.medium is None, told.shift is None]
-    if any(missing) if text else all(missing):
+    if text and (told.medium is None or told.shift is None):
         raise ValueError(
             f"{path}: does not tell whether its wavelengths are in air or vacuum, nor the star's velocity; pass "
             "medium='vacuum' or 'air' (--medium), and velocity= (--velocity; km/s, positive = receding; 0 if it is at "

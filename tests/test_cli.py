@@ -152,6 +152,13 @@ def test_predict_ends_with_1_where_nothing_is_read(arguments, message, broken):
     assert re.search(message, result.output.replace("\n", " "))
 
 
+@pytest.mark.parametrize("labels", ["teff,fe_h", " teff, fe_h ", ["teff", "fe_h"], ["teff,fe_h"]])
+def test_labels_are_names_or_names_joined_by_commas(labels):
+    assert Labeller(labels=labels).labels == ["teff", "fe_h"]
+    with pytest.raises(ValueError, match=r"this model predicts teff, .*, not tef\."):
+        Labeller(labels="tef")
+
+
 def test_predict_is_told_the_sign_of_a_mask(tmp_path):
     told = ("--medium", "vacuum", "--velocity", "0", "--labels", "teff", "--json")
     for good, sign, other in ((0, "True is bad", "True is good"), (1, "True is good", "True is bad")):

@@ -239,9 +239,9 @@ def read_told(
     unit = own or told.wavelength_unit
     missing = []
     if medium is None and not (unit is not None and _vacuum_by_nature(path, unit)):
-        missing.append("medium='vacuum' or 'air' for its wavelengths (they differ by 80 km/s)")
+        missing.append("medium='vacuum' or 'air' (--medium) for its wavelengths (they differ by 80 km/s)")
     if told.shift is None and given.told.shift is None and not given.at_rest:
-        missing.append("velocity= (km/s, positive = receding; 0 if it is at rest) or redshift=")
+        missing.append("velocity= (--velocity; km/s, positive = receding; 0 if it is at rest) or redshift=")
     if missing:
         raise ValueError(
             f"{path}: does not tell all that is needed; pass {', and '.join(missing)}. Got medium={told.medium!r}, "
