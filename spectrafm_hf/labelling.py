@@ -415,9 +415,12 @@ def draw(labeller: Labeller, reading: Reading, labelled: Labelled, path: str | P
     seen = row["wavelength"][good]
     depth = 1 - extractor.unscale(row["flux"][good], seen)
     curves = attention_by_wavelength(labeller.model, extractor, [row], ["star"], seen)["star"]
+    patch = np.flatnonzero(good) // extractor.patch_size
+    # All of a patch's attention falls on its good pixels: on the few of one at an end, it would dwarf all others.
+    few = 4 * np.bincount(patch)[patch] < extractor.patch_size
+    curves = np.where(few & ~few.all(), np.nan, curves)
     attention = {name: curves[extractor.label_names.index(name)] for name in labelled.labels}
     places = {name: peaks(seen, curve, depth, read_line_list()) for name, curve in attention.items()}
-    patch = np.flatnonzero(good) // extractor.patch_size
     looked_at = {int(patch[np.abs(seen - where).argmin()]) for found in places.values() for where, _ in found}
     ends = [seen[patch == one][[0, -1]] for one in looked_at]
     lines = [line.wavelength for line in read_line_list() if any(low <= line.wavelength <= high for low, high in ends)]

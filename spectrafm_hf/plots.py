@@ -571,7 +571,7 @@ def plot_spectrum(
         wavelength: Shape (n_pixels,), vacuum Angstrom, rest frame, increasing.
         flux: Shape (n_pixels,), any unit, drawn over its median; NaN where it is bad.
         seen: Pixels of the model, shape (n_seen,), vacuum Angstrom, increasing.
-        attention: Label -> shape (n_seen,), 1 = even.
+        attention: Label -> shape (n_seen,), 1 = even; NaN = not shown.
         peaks: Label -> places to be named, (vacuum Angstrom, elements).
         lines: Marked in the spectrum, vacuum Angstrom: those of these places.
         answers: Label -> what is written beside its curve, e.g. `4810 \u00b1 12 K`.
@@ -614,6 +614,8 @@ def plot_spectrum(
             )
         panels[-1].set_xlabel("vacuum wavelength, rest frame [\u00c5]")
         panels[-1].set_xlim(seen[0] - 0.01 * width, seen[-1] + 0.01 * width)
-        figure.supylabel("attention of the label (1 = even); orange: lines at the places named", fontsize=8)
+        figure.supylabel(
+            "attention of the label (1 = even); orange: lines at the places named; ?: no listed line", fontsize=8
+        )
         _save(figure, path)
     return figure
