@@ -101,7 +101,7 @@ def label_survey(
     *,
     model: str = "spectrafm-small",
     revision: str | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | str | None = None,
     abstain: bool = False,
     check: bool = True,
     embeddings: bool = False,

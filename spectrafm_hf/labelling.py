@@ -142,7 +142,7 @@ class Labeller:
     Args:
         model: One that ships, a folder or a Hub repository.
         revision: Branch, tag or commit of a repository. Of a folder, the SHA-256 of the weights it must have.
-        labels: Those wanted, in this order; None = all of the model.
+        labels: Those wanted, in this order, or one text with commas; None = all of the model.
         batch_size: Spectra the model reads at once, or fewer longer ones.
         abstain: Give no answer (NaN) for spectra with a flag, and for labels that were not learned where one lies.
         device: Of torch. None = a CUDA device, if there is one, else the processor.
@@ -167,7 +167,7 @@ class Labeller:
         self,
         model: str | os.PathLike[str] = "spectrafm-small",
         revision: str | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
         batch_size: int = 64,
         abstain: bool = False,
         device: str | torch.device | None = None,
@@ -358,7 +358,7 @@ def unknown_sharpness(spectrum: Spectrum) -> list[str]:
     """What is assumed of a spectrum that does not tell how sharp its lines are."""
     if spectrum.resolving_power is not None or spectrum.fwhm is not None:
         return []
-    return ["its resolving power (lambda / FWHM) is not told; it was taken for one of those in training"]
+    return ["its resolving power (lambda / FWHM) is not told, so it was taken for one of those in training"]
 
 
 def good_range(spectrum: Spectrum) -> tuple[float, float] | None:
@@ -460,7 +460,7 @@ def as_table(labelled: Iterable[Labelled], labeller: Labeller) -> Table:
 def predict(
     source: Any,
     model: str | os.PathLike[str] = "spectrafm-small",
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | str | None = None,
     *,
     medium: Literal["vacuum", "air"] | None = None,
     velocity: float | None = None,

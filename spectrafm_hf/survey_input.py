@@ -209,8 +209,9 @@ class Files:
         return len(self.paths)
 
     def read(self, start: int, stop: int) -> Iterator[Reading]:
+        several = len(self.paths) > 1
         for name, path in zip(self.names[start:stop], self.paths[start:stop], strict=True):
-            (reading,) = read_source(path, self.conventions) if path.is_file() else (missing(path),)
+            (reading,) = read_source(path, self.conventions, several) if path.is_file() else (missing(path),)
             reason = None if reading.reason is None else written(reading.reason)
             yield replace(reading, name=name, reason=reason, assumed=tuple(map(written, reading.assumed)))
 

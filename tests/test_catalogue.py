@@ -31,7 +31,9 @@ from spectrafm_hf.builders.rows import FLUX_SCALE, Layout, WavelengthGrid, colum
 from spectrafm_hf.builders.selection import Cut, select
 from spectrafm_hf.builders.spectra_builder import Plan, Rows, SpectraConfig
 from spectrafm_hf.catalogue import difference, label_survey, parts_folder, runs_of
-from spectrafm_hf.labelling import Labeller
+from spectrafm_hf.examples import example
+from spectrafm_hf.labelling import Labeller, predict
+from spectrafm_hf.readers.any_file import read_spectrum
 from spectrafm_hf.readers.catalogue_file import count_rows, read_provenance
 from spectrafm_hf.sources import Conventions, read_source
 from spectrafm_hf.survey_input import open_survey, own_rows, rows_of
@@ -691,3 +693,19 @@ def test_memory_does_not_grow_with_the_survey(model, tmp_path, processes):
     late = max(size for done, size in sizes.items() if done > 5)
     assert max(sizes) >= 22
     assert late - early < 80, (early, late)
+
+
+def test_what_is_told_in_general_leaves_files_that_tell_alone(tmp_path):
+    """A LAMOST file at +24 km/s beside a text that tells nothing, both labelled as from a folder of its own."""
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    lamost, text = shutil.copy(example("optical-solar-like"), mixed), mixed / "z.txt"
+    star = read_spectrum(example("optical-metal-poor"))
+    np.savetxt(text, np.column_stack([star.wavelength, star.flux]), header="wavelength flux")
+    rest = Conventions(medium="vacuum", velocity=0.0)
+    made = label_survey(mixed, tmp_path / "mixed.parquet", conventions=rest)
+    rows = pq.read_table(made.path).to_pylist()
+    assert "its own redshift" in rows[0]["assumed"]
+    assert "redshift" not in rows[1]["assumed"]
+    for row, alone in zip(rows, (predict(lamost), predict(text, medium="vacuum", velocity=0.0)), strict=True):
+        assert row["teff"] == pytest.approx(alone["value"][0], rel=1e-4)

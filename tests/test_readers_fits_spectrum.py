@@ -160,7 +160,7 @@ def test_what_nobody_tells_is_asked_for(tmp_path):
     path = write_axis(tmp_path / "a.fits", 5800, 0.5, FLUX, CUNIT1="Angstrom", CTYPE1="LINEAR")
     with pytest.raises(ValueError, match=r"a\.fits: does not tell .*pass medium='vacuum' or 'air'.*Got medium=None"):
         read(path, velocity=0.0)
-    with pytest.raises(ValueError, match=r"pass velocity= \(--velocity; km/s, positive = receding; 0 if it is at rest\)"):
+    with pytest.raises(ValueError, match=r"pass velocity= \(--velocity; km/s, positive = receding; 0 if"):
         read(path, medium="air")
     with pytest.raises(ValueError, match="needs either frame='rest'"):
         read(path, medium="air", frame="barycentric")
