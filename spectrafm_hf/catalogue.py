@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from .builders.build import one_thread_each
 from .builders.parquet_layout import naming_a_full_disk, open_writer, sha256_of, whole_file, write_json
@@ -400,8 +401,11 @@ class Worker:
     def __call__(self, number: int) -> int:
         """The same, read from the survey."""
         start = number * self.job.part_rows
-        with read_ahead(self.job.survey.read(start, start + self.job.rows_of(number))) as readings:
-            return self.label(number, readings)
+        readings = self.job.survey.read(start, start + self.job.rows_of(number))
+        if isinstance(self.job.survey, ParquetRows) and torch.get_num_threads() == 1:
+            return self.label(number, readings)  # nothing to wait for, and a second thread would be in the way
+        with read_ahead(readings) as ahead:
+            return self.label(number, ahead)
 
 
 def _counted(rows: Iterable[Labelled], bar: tqdm) -> Iterator[Labelled]:
@@ -512,6 +516,7 @@ def _start_worker(job: Job, n_threads: int) -> None:
     global _worker
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
+    disable_progress_bar()  # of loading, once per process
     _worker = Worker(job)
 
 

@@ -267,7 +267,10 @@ def push(
 
         done = attempt(commit)
     pushed = Pushed(repo_id, done, f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
-    (Path(folder) / PUSHED_FILE).write_text(json.dumps(asdict(pushed), indent=1) + "\n")
+    try:
+        (Path(folder) / PUSHED_FILE).write_text(json.dumps(asdict(pushed), indent=1) + "\n")
+    except OSError as error:  # it is on the Hub all the same
+        logger.warning("%s cannot be written to (%s), so that it does not tell: %s", folder, error.strerror, pushed.url)
     return pushed
 
 

@@ -38,6 +38,7 @@ from spectrafm_hf.few_shot_nested import (
 from spectrafm_hf.few_shot_report import Findings, Score
 from spectrafm_hf.few_shot_stars import anchor_rows, labels_to_learn, prepare, read_stars, synthesize
 from spectrafm_hf.prediction import ask
+from spectrafm_hf.publishing import prepared
 from spectrafm_hf.spectra import apstar_wavelength
 from spectrafm_hf.synthesis.cannon import CannonSynthesizer
 from spectrafm_hf.synthesis.sampler import LabelSampler
@@ -443,7 +444,9 @@ def test_the_folder_can_be_published(survey, tuned):
     assert "would go to the model repository astro/spectrafm-mine" in pushed.output
     for file in ("results.json", "stage.json", "figures/out_of_fold.png", "figures/candidates.png"):
         assert f" MB  {file}" in pushed.output
-    again = (tuned / "README.md").read_text()  # rendered anew, for its repository
+    assert (tuned / "README.md").read_text() == card
+    with prepared(tuned, "astro", change=False) as (place, _, _):
+        again = (place / "README.md").read_text()  # rendered anew, for its repository
     assert again.replace("astro/spectrafm-mine", "mine") != again
     for said in (
         "no figure here is about them",
