@@ -670,19 +670,16 @@ class SpectraFMFeatureExtractor(SequenceFeatureExtractor):
         center = np.where(seen, np.round(center.astype(float), 4), DEFAULT_CENTER)
         spread = np.where(seen, np.round(np.maximum(np.sqrt(variance.astype(float)), floor), 4), DEFAULT_SPREAD)
         if wavelength is not None and self.flux_center and self.flux_scale:
-            before = np.array(self._norm_arrays())
+            before = np.array(self._norms_kept()[0])
             before = before[:, (before[0] < wavelength[0]) | (before[0] > wavelength[-1])]
             together = np.concatenate([before, np.stack([wavelength, center, spread])], axis=1)
             wavelength, center, spread = together[:, np.argsort(together[0])]
         self.flux_wavelength = None if wavelength is None else wavelength.tolist()
         self.flux_center, self.flux_scale = center.tolist(), spread.tolist()
 
-    def _norm_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, made once."""
-        return self._norms_kept()[0]
-
     def _norms_kept(self) -> tuple[_Norms, list[_Norms]]:
-        """These arrays, and what they are at wavelengths that were asked for: spectra of a survey share them."""
+        """Wavelength, mean and spread of the training spectra, each (n,): lists of JSON as arrays, made once. And what
+        these are at wavelengths that were asked for: spectra of a survey share them."""
         told = (self.flux_wavelength, self.flux_center, self.flux_scale)
         kept = self.__dict__.get("_norm_table")
         if kept is None or any(old is not new for old, new in zip(kept[0], told, strict=True)):

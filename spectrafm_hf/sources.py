@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .readers.any_file import Format, read_spectrum, read_with_notes, recognise
+from .readers.any_file import Format, read_with_notes, recognise
 from .readers.fits_file import FitsFile, open_fits
 from .readers.in_memory import (
     Conventions,
@@ -555,7 +555,7 @@ def read_file(path: Path, conventions: Conventions, several: bool = False) -> tu
     found = None if file is None else recognise(file)
     if found is None or file is None:
         by_columns = text and "file_format" not in conventions.reader and not is_ecsv(path)
-        return _read_foreign(path, conventions, several, text, by_columns)
+        return _read_foreign(path, file, conventions, several, text, by_columns)
     told, options = _told_and_options(conventions, found.options)
     own, replaced = _own_of(found, file), options.get("velocity")
     notes: tuple[str, ...] = ()
@@ -571,8 +571,6 @@ def read_file(path: Path, conventions: Conventions, several: bool = False) -> tu
         options["velocity"] = velocity
     notes += _own_counts(f"{path}: is {found.name}", own, told, several)
     options.pop("check_sums", None)
-    if not set(options) <= found.options:
-        read_spectrum(path, **options)  # which refuses them, and says what the format takes
     return _with_resolving_power(found.spectrum_of(file, **options), told, notes)
 
 
@@ -594,10 +592,10 @@ def _opened(path: Path, conventions: Conventions) -> FitsFile | None:
 
 
 def _read_foreign(
-    path: Path, conventions: Conventions, several: bool, text: bool, by_columns: bool
+    path: Path, file: FitsFile | None, conventions: Conventions, several: bool, text: bool, by_columns: bool
 ) -> tuple[Spectrum, tuple[str, ...]]:
     """A file of no survey that is known: columns of text, which tell neither medium nor frame, or another, which may
-    tell one of them."""
+    tell one of them; `file` if it is open."""
     told, options = _told_and_options(conventions)
     if text and (told.medium is None or told.shift is None):
         raise ValueError(
@@ -618,7 +616,7 @@ def _read_foreign(
     more = {name: getattr(told, name) for name in ("medium", "wavelength_unit", "bad_pixel")}
     more |= {"velocity": _velocity(told)}
     options |= {name: value for name, value in more.items() if value is not None}
-    spectrum, notes = read_with_notes(path, default_name=path.stem, **options)
+    spectrum, notes = read_with_notes(path if file is None else file, default_name=path.stem, **options)
     return _with_resolving_power(spectrum, told, notes)
 
 

@@ -10,13 +10,14 @@ import typer
 from typer.core import TyperCommand
 
 from .options import (
-    BAD_PIXEL,
-    MEDIUM,
-    OPTION,
-    REDSHIFT,
-    RESOLVING_POWER,
-    VELOCITY,
-    WAVELENGTH_UNIT,
+    BadPixel,
+    Medium,
+    ReaderOption,
+    Redshift,
+    ResolvingPower,
+    Velocity,
+    WavelengthUnit,
+    conventions_told,
     reader_options,
 )
 
@@ -75,13 +76,13 @@ def predict(
     labels: Annotated[
         list[str] | None, typer.Option(help="A label wanted, or several: `teff,fe_h`; by default all of the model.")
     ] = None,
-    medium: Annotated[Literal["vacuum", "air"] | None, typer.Option(help=MEDIUM)] = None,
-    velocity: Annotated[float | None, typer.Option(help=VELOCITY)] = None,
-    redshift: Annotated[float | None, typer.Option(help=REDSHIFT)] = None,
-    resolving_power: Annotated[float | None, typer.Option(help=RESOLVING_POWER)] = None,
-    wavelength_unit: Annotated[str | None, typer.Option(help=WAVELENGTH_UNIT)] = None,
-    bad_pixel: Annotated[Literal["True is bad", "True is good"] | None, typer.Option(help=BAD_PIXEL)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION)] = None,
+    medium: Medium = None,
+    velocity: Velocity = None,
+    redshift: Redshift = None,
+    resolving_power: ResolvingPower = None,
+    wavelength_unit: WavelengthUnit = None,
+    bad_pixel: BadPixel = None,
+    option: ReaderOption = None,
     abstain: Annotated[
         bool, typer.Option("--abstain", help="No answer for spectra unlike those of training, and for guesses.")
     ] = False,
@@ -118,19 +119,11 @@ def predict(
     from transformers.utils.logging import disable_progress_bar
 
     from ..labelling import Labeller, draw
-    from ..sources import Conventions, count_source, read_source
+    from ..sources import count_source, read_source
 
     disable_progress_bar()
     try:
-        told = Conventions(
-            medium=medium,
-            velocity=velocity,
-            redshift=redshift,
-            wavelength_unit=wavelength_unit,
-            resolving_power=resolving_power,
-            bad_pixel=bad_pixel,
-            reader=reader_options(option or []),
-        )
+        told = conventions_told(medium, velocity, redshift, resolving_power, wavelength_unit, bad_pixel, option)
         given = [*map(str, sources or ()), *([str(survey)] if survey else ())]
         if not given:
             raise ValueError("what is to be read? Give files or folders: spectrafm predict SOURCE...")
@@ -250,13 +243,13 @@ def similar(
         str, typer.Option(help="The model that made the catalogue: one that ships, a folder or a Hub id.")
     ] = "spectrafm-small",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    medium: Annotated[Literal["vacuum", "air"] | None, typer.Option(help=MEDIUM)] = None,
-    velocity: Annotated[float | None, typer.Option(help=VELOCITY)] = None,
-    redshift: Annotated[float | None, typer.Option(help=REDSHIFT)] = None,
-    resolving_power: Annotated[float | None, typer.Option(help=RESOLVING_POWER)] = None,
-    wavelength_unit: Annotated[str | None, typer.Option(help=WAVELENGTH_UNIT)] = None,
-    bad_pixel: Annotated[Literal["True is bad", "True is good"] | None, typer.Option(help=BAD_PIXEL)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION)] = None,
+    medium: Medium = None,
+    velocity: Velocity = None,
+    redshift: Redshift = None,
+    resolving_power: ResolvingPower = None,
+    wavelength_unit: WavelengthUnit = None,
+    bad_pixel: BadPixel = None,
+    option: ReaderOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per neighbour and line.")] = False,
 ) -> None:
     """Stars of a catalogue in whose spectra the model sees the same as in these.
@@ -273,18 +266,9 @@ def similar(
     from transformers.utils.logging import disable_progress_bar
 
     from ..similar import similar as find
-    from ..sources import Conventions
 
     disable_progress_bar()
-    told = Conventions(
-        medium=medium,
-        velocity=velocity,
-        redshift=redshift,
-        wavelength_unit=wavelength_unit,
-        resolving_power=resolving_power,
-        bad_pixel=bad_pixel,
-        reader=reader_options(option or []),
-    )
+    told = conventions_told(medium, velocity, redshift, resolving_power, wavelength_unit, bad_pixel, option)
     given = list(map(str, sources))
     found = find(given[0] if len(given) == 1 else given, catalogue, n, model=model, revision=revision, conventions=told)
     rows = [dict(zip(found.colnames, row, strict=True)) for row in found.iterrows()]

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-# Help of what is told of spectra: `sources.Conventions`.
-MEDIUM = "Of the wavelengths, where the files do not tell."
-VELOCITY = "Of the star, km/s, positive = receding, where the files do not tell; 0 = at rest."
-REDSHIFT = "The same as z."
-RESOLVING_POWER = "lambda / FWHM, where the files do not tell."
-WAVELENGTH_UNIT = "`Angstrom`, `nm`, `um`, `log10(Angstrom)`, ..., where the files do not tell."
-BAD_PIXEL = "What True, or 1, means in a column called mask: 'True is bad' or 'True is good'."
-OPTION = "For the reader: `kind=synthetic`, or `velocity=12` in the place of LAMOST's own; may be repeated."
+import typer
+
+if TYPE_CHECKING:
+    from ..sources import Conventions
+
+# What is told of spectra: `sources.Conventions`.
+Medium = Annotated[
+    Literal["vacuum", "air"] | None, typer.Option(help="Of the wavelengths, where the files do not tell.")
+]
+Velocity = Annotated[
+    float | None,
+    typer.Option(help="Of the star, km/s, positive = receding, where the files do not tell; 0 = at rest."),
+]
+Redshift = Annotated[float | None, typer.Option(help="The same as z.")]
+ResolvingPower = Annotated[float | None, typer.Option(help="lambda / FWHM, where the files do not tell.")]
+WavelengthUnit = Annotated[
+    str | None,
+    typer.Option(help="`Angstrom`, `nm`, `um`, `log10(Angstrom)`, ..., where the files do not tell."),
+]
+BadPixel = Annotated[
+    Literal["True is bad", "True is good"] | None,
+    typer.Option(help="What True, or 1, means in a column called mask: 'True is bad' or 'True is good'."),
+]
+ReaderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="For the reader: `kind=synthetic`, or `velocity=12` in the place of LAMOST's own; may be repeated."
+    ),
+]
 
 
 def truth(text: str) -> bool:
@@ -51,3 +72,30 @@ def reader_options(given: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"--option {name} must be {written}, got {value!r}.") from error
     return told
+
+
+def conventions_told(
+    medium: Medium,
+    velocity: Velocity,
+    redshift: Redshift,
+    resolving_power: ResolvingPower,
+    wavelength_unit: WavelengthUnit,
+    bad_pixel: BadPixel,
+    option: ReaderOption,
+) -> Conventions:
+    """What a command was told of spectra.
+
+    Raises:
+        ValueError: See `reader_options` and `Conventions`.
+    """
+    from ..sources import Conventions
+
+    return Conventions(
+        medium=medium,
+        velocity=velocity,
+        redshift=redshift,
+        wavelength_unit=wavelength_unit,
+        resolving_power=resolving_power,
+        bad_pixel=bad_pixel,
+        reader=reader_options(option or []),
+    )

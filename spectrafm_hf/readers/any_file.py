@@ -38,8 +38,13 @@ class Format:
         """Read a file that is of this format.
 
         Raises:
-            ValueError: The reader refuses; the message names the file.
+            ValueError: An option that its reader has no use for, or the reader refuses; the message names the file.
         """
+        if unknown := sorted(set(options) - self.options):
+            raise ValueError(
+                f"{file.path}: is {self.name}, whose reader has no use for {', '.join(unknown)}; it takes "
+                f"{', '.join(sorted(self.options)) or 'no options'}."
+            )
         try:
             return self.read(file.path if self.by_path else file, **options)
         except ValueError as error:
@@ -131,18 +136,18 @@ def read_spectrum(path: Path | str, check_sums: bool = True, **options: Any) -> 
 
 
 def read_with_notes(
-    path: Path | str, check_sums: bool = True, default_name: str | None = None, **options: Any
+    path: Path | str | FitsFile, check_sums: bool = True, default_name: str | None = None, **options: Any
 ) -> tuple[Spectrum, tuple[str, ...]]:
     """As `read_spectrum`, with what had to be assumed, in sentences.
 
     Args:
-        path, check_sums, options: See there.
+        path, check_sums, options: See there; or a FITS file that is open.
         default_name: Of the star, where neither `star_id` nor the file tells it.
     """
-    path = Path(path)
+    source, path = path, path.path if isinstance(path, FitsFile) else Path(path)
     file, found = None, None
     try:
-        file = open_fits(path, check_sums)
+        file = open_fits(source, check_sums)
         found = recognise(file)
     except ValueError as error:
         # Not FITS at all: a VOTable is read too, and specutils reads other things, if told what they are.
@@ -151,12 +156,6 @@ def read_with_notes(
         if not is_votable(path) and not (options.get("medium") and _starts_like_text(path)):
             raise
     if found is not None:
-        unknown = sorted(set(options) - found.options)
-        if unknown:
-            raise ValueError(
-                f"{path}: is {found.name}, whose reader has no use for {', '.join(unknown)}; it takes "
-                f"{', '.join(sorted(found.options)) or 'no options'}."
-            )
         assert file is not None, "it was recognised"
         return found.spectrum_of(file, **options), ()
     plain, row = None, options.get("row")
