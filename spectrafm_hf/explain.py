@@ -64,6 +64,9 @@ RESPONSIVE_SHARE = 0.01
 PEAKS_APART = 3.0
 """Angstrom between the patches, or pixels, of two peaks of attention at least."""
 
+FEW = 0.25
+"""Of the pixels of a patch: with fewer good ones its attention crowds in these, and they would set the scale."""
+
 # ---------------------------------------------------------------- stars
 
 
@@ -271,6 +274,15 @@ def shared_by_pixels(weights: torch.Tensor, good: torch.Tensor, patch_size: int)
     to_tokens = weights[..., : pixels.shape[1]]
     to_tokens = to_tokens / to_tokens.sum(-1, keepdim=True)
     return (to_tokens[..., None] * (pixels / pixels.sum(-1, keepdim=True).clamp_min(1))[:, None]).flatten(2)
+
+
+def in_few_pixels(patch: np.ndarray, patch_size: int) -> np.ndarray:
+    """Good pixels whose patch has few of them, see `FEW`; (n_pixels,), bool.
+
+    Args:
+        patch: Which patch each good pixel is in, shape (n_pixels,), from 0.
+    """
+    return np.bincount(patch)[patch] < FEW * patch_size
 
 
 def peaks(

@@ -403,7 +403,7 @@ def draw(labeller: Labeller, reading: Reading, labelled: Labelled, path: str | P
     Raises:
         ValueError: The spectrum cannot be read.
     """
-    from .explain import attention_by_wavelength, peaks
+    from .explain import attention_by_wavelength, in_few_pixels, peaks
     from .line_list import read_line_list
     from .plots import plot_spectrum
 
@@ -416,8 +416,7 @@ def draw(labeller: Labeller, reading: Reading, labelled: Labelled, path: str | P
     depth = 1 - extractor.unscale(row["flux"][good], seen)
     curves = attention_by_wavelength(labeller.model, extractor, [row], ["star"], seen)["star"]
     patch = np.flatnonzero(good) // extractor.patch_size
-    # All of a patch's attention falls on its good pixels: on the few of one at an end, it would dwarf all others.
-    few = 4 * np.bincount(patch)[patch] < extractor.patch_size
+    few = in_few_pixels(patch, extractor.patch_size)
     curves = np.where(few & ~few.all(), np.nan, curves)
     attention = {name: curves[extractor.label_names.index(name)] for name in labelled.labels}
     places = {name: peaks(seen, curve, depth, read_line_list()) for name, curve in attention.items()}

@@ -30,7 +30,7 @@ from plotly.subplots import make_subplots
 
 from spectrafm_hf.checkpoints import located
 from spectrafm_hf.examples import EXAMPLES, ExampleStar, example
-from spectrafm_hf.explain import attention_by_wavelength
+from spectrafm_hf.explain import attention_by_wavelength, in_few_pixels
 from spectrafm_hf.labelling import Labelled, Labeller, as_table, prepared
 from spectrafm_hf.labels import LABELS, get_label
 from spectrafm_hf.line_list import SpectralLine, read_line_list
@@ -48,9 +48,6 @@ N_PLACES = 5
 
 N_LINES = 3
 """Named in each of them, the deepest."""
-
-FEW = 0.25
-"""Of the pixels of a patch: with fewer good ones its attention crowds in these, and they would set the scale."""
 
 MODEL = "spectrafm-small"
 
@@ -144,7 +141,7 @@ class Shown:
         wavelength, flux: Of the file, vacuum Angstrom at rest; NaN where a pixel is bad.
         seen: Pixels of the model, vacuum Angstrom, (n_seen,).
         patch: Which patch each of them is in, (n_seen,).
-        few: Whether less than `FEW` of that patch is good, (n_seen,).
+        few: Whether few pixels of that patch are good, see `explain.in_few_pixels`; (n_seen,).
         attention: Label -> (n_seen,), 1 = an even share.
         depth: 1 - flux / pseudo-continuum in them, (n_seen,).
     """
@@ -198,7 +195,7 @@ def look(labeller: Labeller, spectrum: Spectrum) -> Shown:
         flux=np.where(spectrum.bad_pixel, np.nan, spectrum.flux),
         seen=seen,
         patch=patch,
-        few=np.bincount(patch)[patch] < FEW * extractor.patch_size,
+        few=in_few_pixels(patch, extractor.patch_size),
         attention=dict(zip(extractor.label_names, attention, strict=True)),
         depth=np.interp(seen, pixels.wavelength, depth),
     )
